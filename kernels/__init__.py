@@ -1,0 +1,25 @@
+"""Reverse-time discounted recurrences as torch operators on Triton, Numba and plain torch.
+
+This is the ground floor of tritonrl, usable alone: it knows torch, triton and numba, and nothing of tensordict or of losses.
+Start with :mod:`.textbook` for what is computed, and :mod:`.backend` for what computes it where.
+"""
+
+from __future__ import annotations
+
+from .api import gae, linear_recurrence, reward_to_go, td_lambda_return, vtrace
+from .backend import BackendStatus, BackendUnavailable, backends, use_backend
+from .check import CheckResult, self_check
+
+__all__ = [
+    "BackendStatus",
+    "BackendUnavailable",
+    "CheckResult",
+    "backends",
+    "gae",
+    "linear_recurrence",
+    "reward_to_go",
+    "self_check",
+    "td_lambda_return",
+    "use_backend",
+    "vtrace",
+]

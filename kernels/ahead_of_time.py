@@ -1,0 +1,119 @@
+"""Compile a launch for a GPU that is not there: what ptxas says of it can be read on any machine.
+
+The arguments are those that a real launch would pass, so what is compiled is what would run. Used by the tests and by the
+benchmark suite's inspection; nothing on the way of a call needs it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import families
+from .launch import launch_arguments, prepared_for
+from .plan import Plan
+from .specs import allocate
+
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.bool: "*i1",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+class Compiled(NamedTuple):
+    """What the compiler made of one kernel.
+
+    ``accesses`` counts global loads and stores by their PTX form, such as ``ld.global.v4.b32``.
+    """
+
+    op: str
+    plan: Plan
+    capability: int
+    registers: int
+    spilled_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+    accesses: dict[str, int]
+
+
+class _Signature:
+    """Arguments as Triton's launcher would specialise them: ones become constants, multiples of 16 are promised aligned."""
+
+    def __init__(self) -> None:
+        self.constants: dict[tuple[int, ...], Any] = {}
+        self.attributes: dict[tuple[int, ...], Any] = {}
+
+    def of(self, value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self.of(x, (*path, i)) for i, x in enumerate(value))
+        if isinstance(value, Tensor):
+            self.attributes[path] = [["tt.divisibility", 16]]
+            return _TYPES[value.dtype]
+        if value is None or (isinstance(value, int) and value == 1):
+            self.constants[path] = value
+            return "constexpr"
+        if isinstance(value, int):
+            if value % 16 == 0:
+                self.attributes[path] = [["tt.divisibility", 16]]
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        return "fp32"
+
+
+def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 132) -> Compiled:
+    """Compile the kernel that ``op`` would launch for ``args`` on a GPU of this compute capability (80, 90, 100).
+
+    Args:
+        op: name of the op in :data:`.specs.SPECS`.
+        args: its arguments in schema order; CPU tensors, whose layouts and dtypes count and whose contents do not.
+        capability: 10 times the major plus the minor version.
+        plan_for: number of multiprocessors that the plan is made for.
+    """
+    recurrence = getattr(families, op)(*args)
+    outputs = [x for x in allocate(op, args) if x.numel()]
+    time_dim = next(x for x in args if isinstance(x, int))
+    prepared = prepared_for(op, recurrence, outputs, time_dim)
+    signature, kernel = _Signature(), prepared.kernel
+    given = launch_arguments(recurrence, outputs, prepared)
+    types: dict[str, Any] = {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in prepared.constants:
+            types[name] = "constexpr"
+            signature.constants[(i,)] = given[name]
+        else:
+            types[name] = signature.of(given[name], (i,))
+    source = ASTSource(fn=kernel, signature=types, constexprs=signature.constants, attrs=signature.attributes)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": prepared.plan.warps})
+    accesses = Counter(re.findall(r"\b((?:ld|st)\.global[.\w]*)", compiled.asm["ptx"]))
+    usage = _resource_usage(compiled.asm["cubin"])
+    return Compiled(op, prepared.plan, capability, *usage, compiled.metadata.shared, dict(accesses))
+
+
+def _resource_usage(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, spilled bytes and stack frame, from the binary itself (local memory is where spills go)."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+    registers = int(re.search(r"REG:(\d+)", text).group(1))  # type: ignore[union-attr]
+    stack = int(re.search(r"STACK:(\d+)", text).group(1))  # type: ignore[union-attr]
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", sass))
+    return registers, 4 * spills, stack

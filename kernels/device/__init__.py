@@ -1,0 +1,1 @@
+"""Triton device code: ``@triton.jit`` functions and nothing else."""

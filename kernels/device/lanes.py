@@ -1,0 +1,78 @@
+"""The lanes strategy: neighbouring lanes are contiguous ([T, N], or [N, T, F]). Each program owns a strip and walks through time.
+
+Threads own lanes, so loads and stores are coalesced across them at every step and the recurrence stays in registers. The
+inputs of ``UNROLL`` steps are requested before the first is used, which keeps that many loads in flight.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .memory import STEPS, load_uniforms, raised
+from .scan import apply
+
+
+@triton.jit
+def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, outer, inner, t, steps, mask,
+              ACC: tl.constexpr):  # fmt: skip
+    """The value of every input at step ``t`` for a strip of lanes."""
+    x = ()
+    for n in tl.static_range(len(KINDS)):
+        if KINDS[n] == STEPS:
+            lane = outer * strides[n][0] + inner * strides[n][2]
+            if TAPS[n] == 0:
+                x = x + (raised(tl.load(inputs[n] + (lane + t * strides[n][1]), mask, other=0), ACC),)
+            else:
+                s = t + TAPS[n]
+                there = mask & (s >= 0) & (s < steps)
+                x = x + (raised(tl.load(inputs[n] + (lane + s * strides[n][1]), there, other=0), ACC),)
+        else:
+            x = x + (uniforms[n],)
+    return x
+
+
+@triton.jit
+def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, lane_count, inner_size, steps,
+          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
+          REVERSE: tl.constexpr, STRIP: tl.constexpr, UNROLL: tl.constexpr, ACC: tl.constexpr,
+          BY_OUTER: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """One program computes ``STRIP`` lanes over all of time, one step after the other, ``UNROLL`` steps in flight.
+
+    ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
+    ``FINISH(inputs at t, state entering t, state at t)``. Strides are ``(outer, time, inner)``, in elements. With
+    ``BY_OUTER`` the second grid axis is the outer index, and inner lanes are contiguous for the compiler to see.
+    """
+    strip = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
+    outer_index = tl.program_id(1)
+    if WIDE:
+        strip = tl.program_id(0).to(tl.int64) * STRIP + tl.arange(0, STRIP)
+        outer_index = outer_index.to(tl.int64)
+    if BY_OUTER:
+        outer, inner = outer_index, strip
+        in_range = strip < inner_size
+    else:
+        outer, inner = strip // inner_size, strip % inner_size
+        in_range = strip < lane_count
+    uniforms = load_uniforms(inputs, KINDS, ACC)
+    state = tl.zeros((STRIP,), ACC)
+    if carry_in is not None:
+        state = tl.load(carry_in + (outer * carry_strides[0] + inner * carry_strides[1]), in_range, other=0).to(ACC)
+    for first in range(0, steps, UNROLL):
+        xs = ()
+        for k in tl.static_range(UNROLL):
+            t = steps - 1 - first - k if REVERSE else first + k
+            mask = in_range & (first + k < steps)
+            xs = xs + (load_step(inputs, strides, uniforms, KINDS, TAPS, outer, inner, t, steps, mask, ACC),)
+        for k in tl.static_range(UNROLL):
+            t = steps - 1 - first - k if REVERSE else first + k
+            mask = in_range & (first + k < steps)
+            is_last = t == steps - 1
+            a, b = COEFFICIENTS(xs[k], is_last, KINDS)
+            entering = state
+            state = apply(a, b, entering)
+            results = FINISH(xs[k], entering, state, is_last, KINDS)
+            for n in tl.static_range(len(outputs)):
+                lane = outer * out_strides[n][0] + inner * out_strides[n][2]
+                x = results[n].to(outputs[n].dtype.element_ty)
+                tl.store(outputs[n] + (lane + t * out_strides[n][1]), x, mask)

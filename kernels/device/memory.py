@@ -1,0 +1,43 @@
+"""How a kernel reads its inputs. An input is one of four kinds, known at compile time:
+
+- ``ABSENT``: not given. No code is generated for it; the stage functions find a 0 in its place and look at its kind.
+- ``NUMBER``: a number passed by value.
+- ``UNIFORM``: a pointer to one element for all steps and lanes (a 0-dim or fully broadcast tensor), read once.
+- ``STEPS``: a pointer with its strides; a stride of zero broadcasts.
+
+Lanes (everything that is not time) are numbered ``lane = outer * inner_size + inner``; strides come as
+``(outer, time, inner)``. A *tap* of +1 or -1 reads the following or the preceding step instead, zero beyond the ends.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+ABSENT = tl.constexpr(0)
+NUMBER = tl.constexpr(1)
+UNIFORM = tl.constexpr(2)
+STEPS = tl.constexpr(3)
+
+
+@triton.jit
+def raised(x, ACC: tl.constexpr):
+    """Flags stay flags; numbers go to the dtype of the running sum."""
+    if x.dtype == tl.int1:
+        return x
+    else:
+        return x.to(ACC)
+
+
+@triton.jit
+def load_uniforms(inputs, KINDS: tl.constexpr, ACC: tl.constexpr):
+    """What is the same for every step: numbers and one-element tensors, 0 in the place of everything else."""
+    loaded = ()
+    for n in tl.static_range(len(KINDS)):
+        if KINDS[n] == NUMBER:
+            loaded = loaded + (tl.full((), inputs[n], ACC),)
+        elif KINDS[n] == UNIFORM:
+            loaded = loaded + (raised(tl.load(inputs[n]), ACC),)
+        else:
+            loaded = loaded + (0,)
+    return loaded

@@ -1,0 +1,128 @@
+"""The rows strategy: time is contiguous. Tiles of ``[ROWS x Q vectors of V steps]``, a scan along the tile, a carry between tiles.
+
+Each thread holds vectors of ``V`` neighbouring steps, so every access is up to 16 bytes wide. Vectors are processed from the
+end of time to its beginning (or the other way round for a gradient): the order is reversed through the *addresses* of the
+vectors, never through ``associative_scan(reverse=True)``. Within a vector the steps are composed in registers; across
+vectors an associative scan runs over the composites; then the state that enters each vector is walked through its steps
+once more, which gives the results.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .memory import STEPS, load_uniforms, raised
+from .scan import apply, combine, combine_both, join_vector, split_vector
+
+
+@triton.constexpr_function
+def in_order(k, V, REVERSE):
+    """Which step of a vector is processed as its ``k``-th (its own inverse)."""
+    return V - 1 - k if REVERSE else k
+
+
+@triton.jit
+def load_vectors(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, UNITS: tl.constexpr,
+                 outer, inner, vector, steps, mask, V: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """For each of the ``V`` steps of a vector, a tuple with the value of every input."""
+    t = vector[None, :, None] * V + tl.arange(0, V)[None, None, :]
+    split = ()
+    for n in tl.static_range(len(KINDS)):
+        if KINDS[n] == STEPS:
+            lane = (outer * strides[n][0] + inner * strides[n][2])[:, None, None] * UNITS[n]
+            if TAPS[n] == 0:
+                x = tl.load(inputs[n] + lane + t * strides[n][1], mask[:, :, None], other=0)
+            else:
+                s = t + TAPS[n]
+                x = tl.load(inputs[n] + lane + s * strides[n][1], mask[:, :, None] & (s >= 0) & (s < steps), other=0)
+            split = split + (split_vector(raised(x, ACC), V),)
+        else:
+            split = split + (0,)
+    by_step = ()
+    for j in tl.static_range(V):
+        one = ()
+        for n in tl.static_range(len(KINDS)):
+            if KINDS[n] == STEPS:
+                one = one + (split[n][j],)
+            else:
+                one = one + (uniforms[n],)
+        by_step = by_step + (one,)
+    return by_step
+
+
+@triton.jit
+def store_vectors(outputs, strides, UNITS: tl.constexpr, results, outer, inner, vector, mask, V: tl.constexpr):
+    """``results[step of the vector][output]`` to memory, a vector at a time."""
+    t = vector[None, :, None] * V + tl.arange(0, V)[None, None, :]
+    for n in tl.static_range(len(outputs)):
+        pieces = ()
+        for j in tl.static_range(V):
+            pieces = pieces + (results[j][n],)
+        lane = (outer * strides[n][0] + inner * strides[n][2])[:, None, None] * UNITS[n]
+        x = join_vector(pieces, V).to(outputs[n].dtype.element_ty)
+        tl.store(outputs[n] + lane + t * strides[n][1], x, mask[:, :, None])
+
+
+@triton.jit
+def scan_tile(xs, vector, steps, carry, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr,
+              REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr):  # fmt: skip
+    """The recurrence over one tile that the state ``carry`` ``[ROWS, 1]`` enters; results by step, and the state that leaves."""
+    maps = ()
+    for k in tl.static_range(V):
+        is_last = (vector[None, :] * V + in_order(k, V, REVERSE)) == steps - 1
+        a_j, b_j = COEFFICIENTS(xs[in_order(k, V, REVERSE)], is_last, KINDS)
+        # A coefficient made of numbers alone is a scalar until here.
+        a_j, b_j = tl.broadcast_to(a_j, (ROWS, Q)), tl.broadcast_to(b_j, (ROWS, Q))
+        maps = maps + ((a_j, b_j),)
+        if k == 0:
+            a = a_j
+            b = b_j
+        else:
+            a, b = combine(a, b, a_j, b_j)
+    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype)
+    a, b, a_before, b_before = tl.associative_scan((a, b, one, zero), 1, combine_both)
+    entering = apply(a_before, b_before, carry)
+    at_end = tl.where(tl.arange(0, Q)[None, :] == Q - 1, apply(a, b, carry), 0.0)
+    leaving = tl.sum(at_end, axis=1, keep_dims=True)
+    walked = ()
+    for k in tl.static_range(V):
+        state = apply(maps[k][0], maps[k][1], entering)
+        is_last = (vector[None, :] * V + in_order(k, V, REVERSE)) == steps - 1
+        walked = walked + (FINISH(xs[in_order(k, V, REVERSE)], entering, state, is_last, KINDS),)
+        entering = state
+    results = ()
+    for j in tl.static_range(V):
+        results = results + (walked[in_order(j, V, REVERSE)],)
+    return results, leaving
+
+
+@triton.jit
+def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, inner_size, vectors,
+         COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
+         UNITS: tl.constexpr, OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+         Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+    """One program computes ``ROWS`` lanes over all of time, ``Q`` vectors of ``V`` steps at once.
+
+    ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
+    ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Lane strides of an input are
+    counted in ``UNITS`` elements: in vectors where time is contiguous, which lets the compiler see the alignment.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if WIDE:
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    in_range = (row < lanes)[:, None]
+    outer, inner = row // inner_size, row % inner_size
+    uniforms = load_uniforms(inputs, KINDS, ACC)
+    carry = tl.zeros((ROWS, 1), ACC)
+    if carry_in is not None:
+        carry = tl.load(carry_in + (outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]), in_range, other=0).to(ACC)
+    for first in range(0, vectors, Q):
+        place = first + tl.arange(0, Q)
+        vector = vectors - 1 - place if REVERSE else place
+        mask = in_range & (place < vectors)[None, :]
+        xs = load_vectors(
+            inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC
+        )
+        results, carry = scan_tile(xs, vector, vectors * V, carry, COEFFICIENTS, FINISH, KINDS, REVERSE, V, ROWS, Q)
+        store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)

@@ -1,0 +1,172 @@
+"""What each op gives its Triton kernel: the stage functions, the inputs in the order they expect, the direction of time.
+
+The strategies (:mod:`.device.rows`, :mod:`.device.lanes`) know nothing of the ops, and the stages of an op nothing of the
+strategies; the functions here join them. Each takes an op's arguments in schema order. Imported only where Triton is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .device import gae as gae_stages
+from .device import linear as linear_stages
+from .device import td_lambda as td_lambda_stages
+from .device import vtrace as vtrace_stages
+
+Taken = tuple[Tensor | None, int]
+
+
+class Recurrence(NamedTuple):
+    """One launch, but for sizes and plan.
+
+    ``inputs``: each with its tap: 0 reads the step itself, +1 the following and -1 the preceding one.
+    """
+
+    coefficients: Any
+    finish: Any
+    reverse: bool
+    inputs: tuple[Taken, ...]
+    carry: Tensor | None = None
+
+
+def _here(*tensors: Tensor | None) -> tuple[Taken, ...]:
+    return tuple((x, 0) for x in tensors)
+
+
+def _tapped(tap: int, *tensors: Tensor | None) -> tuple[Taken, ...]:
+    return tuple((x, tap) for x in tensors)
+
+
+def _if(wanted: bool, taken: tuple[Taken, ...]) -> tuple[Taken, ...]:
+    return taken if wanted else tuple((None, 0) for _ in taken)
+
+
+def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Recurrence:
+    return Recurrence(
+        linear_stages.linear_coefficients, linear_stages.linear_finish, reverse, _here(a, b), carry
+    )
+
+
+def linear_recurrence_backward(
+    grad: Tensor, a: Tensor, y: Tensor, carry: Tensor | None, time_dim: int, reverse: bool
+) -> Recurrence:
+    """At the edge the neighbour is the carry, which no tap reaches: the caller mends that one step."""
+    stages = linear_stages.linear_backward_coefficients, linear_stages.linear_backward_finish
+    return Recurrence(*stages, not reverse, _here(grad, a) + _tapped(1 if reverse else -1, y))
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    lmbda: Tensor,
+    time_dim: int,
+) -> Recurrence:
+    inputs = _here(reward, value, next_value, done, terminated, gamma, lmbda)
+    return Recurrence(gae_stages.gae_coefficients, gae_stages.gae_finish, True, inputs)
+
+
+def gae_backward(
+    grad_advantage: Tensor | None,
+    grad_target: Tensor | None,
+    next_value: Tensor,
+    advantage: Tensor,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    lmbda: Tensor,
+    time_dim: int,
+    with_discounts: bool,
+) -> Recurrence:
+    inputs = _here(grad_advantage, grad_target, done, terminated, gamma, lmbda)
+    inputs += _if(with_discounts, _here(next_value) + _tapped(1, advantage))
+    return Recurrence(gae_stages.gae_backward_coefficients, gae_stages.gae_backward_finish, False, inputs)
+
+
+def td_lambda_return(
+    reward: Tensor,
+    next_value: Tensor,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    lmbda: Tensor,
+    time_dim: int,
+) -> Recurrence:
+    inputs = _here(reward, next_value, done, terminated, gamma, lmbda)
+    return Recurrence(td_lambda_stages.td_lambda_coefficients, td_lambda_stages.only_state, True, inputs)
+
+
+def td_lambda_return_backward(
+    grad: Tensor,
+    next_value: Tensor,
+    returns: Tensor,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    lmbda: Tensor,
+    time_dim: int,
+    with_discounts: bool,
+) -> Recurrence:
+    inputs = _here(grad, done, terminated, gamma, lmbda)
+    inputs += _if(with_discounts, _here(next_value) + _tapped(1, returns))
+    stages = td_lambda_stages.td_lambda_backward_coefficients, td_lambda_stages.td_lambda_backward_finish
+    return Recurrence(*stages, False, inputs)
+
+
+def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int) -> Recurrence:
+    stages = td_lambda_stages.reward_to_go_coefficients, td_lambda_stages.only_state
+    return Recurrence(*stages, True, _here(reward, done, gamma))
+
+
+def reward_to_go_backward(
+    grad: Tensor, returns: Tensor, done: Tensor, gamma: Tensor, time_dim: int, with_discounts: bool
+) -> Recurrence:
+    inputs = _here(grad, done, gamma) + _if(with_discounts, _tapped(1, returns))
+    stages = td_lambda_stages.reward_to_go_backward_coefficients, td_lambda_stages.reward_to_go_backward_finish
+    return Recurrence(*stages, False, inputs)
+
+
+def vtrace(
+    log_pi: Tensor,
+    log_mu: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    rho_thresh: Tensor,
+    c_thresh: Tensor,
+    time_dim: int,
+) -> Recurrence:
+    inputs = _here(log_pi, log_mu, reward, value, next_value, done, terminated, gamma, rho_thresh, c_thresh)
+    inputs += _tapped(1, value)
+    return Recurrence(vtrace_stages.vtrace_coefficients, vtrace_stages.vtrace_finish, True, inputs)
+
+
+def vtrace_backward(
+    grad_advantage: Tensor,
+    grad_target: Tensor | None,
+    log_pi: Tensor,
+    log_mu: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    target: Tensor,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    rho_thresh: Tensor,
+    c_thresh: Tensor,
+    time_dim: int,
+    with_discounts: bool,
+) -> Recurrence:
+    inputs = _here(grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, done, terminated)
+    inputs += _here(gamma, rho_thresh, c_thresh) + _tapped(1, target, value)
+    inputs += _tapped(-1, grad_advantage, log_pi, log_mu, done, terminated, gamma, rho_thresh)
+    return Recurrence(vtrace_stages.vtrace_backward_coefficients, vtrace_stages.vtrace_backward_finish, False, inputs)

@@ -1,0 +1,297 @@
+"""The Triton backend: from the arguments of an op to one kernel launch.
+
+What depends only on layouts (geometry, plan, constants) is prepared once per combination of shapes, strides and dtypes and
+kept; a repeated call only looks it up and launches. Nothing here synchronises or reads from the device, and nothing is
+allocated but the results, so calls can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from . import families
+from .device.lanes import lanes as lanes_kernel
+from .device.memory import ABSENT, NUMBER, STEPS, UNIFORM
+from .device.rows import rows as rows_kernel
+from .dtypes import accumulate_dtype
+from .families import Recurrence
+from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
+from .plan import Plan, choose_plan
+from .specs import allocate
+
+_ABSENT, _NUMBER, _UNIFORM, _STEPS = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS))
+_FOUR_BYTE_OFFSETS = 2**31 - 1
+
+
+class Prepared(NamedTuple):
+    """Everything about a launch but the pointers and numbers."""
+
+    kernel: Any
+    plan: Plan
+    kinds: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+
+
+def _kind(x: Tensor | None, tap: int, strides: Sequence[int] | None, acc: torch.dtype) -> int:
+    if x is None:
+        return _ABSENT
+    if strides is not None and (any(strides) or (tap and x.dim())):  # a tap must see the ends of time
+        return _STEPS
+    # A number can be passed by value only as float32; a float64 one is read from memory.
+    by_value = x.device.type == "cpu" and x.dim() == 0 and x.dtype is not torch.bool
+    return _NUMBER if by_value and acc is not torch.float64 else _UNIFORM
+
+
+def _farthest(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int:
+    return max(sum((n - 1) * abs(s) for n, s in zip(shape, own, strict=True)) for own in strides)
+
+
+def _prepare(recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, multiprocessors: int) -> Prepared:
+    """The part of a launch that depends on layouts and dtypes only.
+
+    Raises:
+        TooScattered: if the lane dimensions do not merge to two.
+    """
+    shape = outputs[0].shape
+    acc = accumulate_dtype(outputs[0].dtype)
+    strides = [None if x is None else expanded_strides(shape, x.shape, x.stride()) for x, _ in recurrence.inputs]
+    kinds = tuple(_kind(x, tap, own, acc) for (x, tap), own in zip(recurrence.inputs, strides, strict=True))
+    stepped = [own for own, kind in zip(strides, kinds, strict=True) if kind == _STEPS and own is not None]
+    written = [expanded_strides(shape, x.shape, x.stride()) for x in outputs]
+    full = [*stepped, *written]
+    if recurrence.carry is not None:
+        full.append(_carry_strides(recurrence.carry, shape, time_dim))
+    sizes, merged = merge_lanes(shape, time_dim, full, reference=len(stepped))
+    moved = [x for (x, _), kind in zip(recurrence.inputs, kinds, strict=True) if kind == _STEPS and x is not None]
+    widest = max(x.element_size() for x in [*moved, *outputs])
+    untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
+    out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
+    plan = choose_plan(sizes, [*untapped, *out_strides], out_strides[0], widest, multiprocessors)
+    in_strides = iter(merged)
+    by_input = [next(in_strides) if kind == _STEPS else None for kind in kinds]
+    arguments, constants = _arguments(plan, sizes, by_input, out_strides, merged[-1])
+    constants |= {
+        "COEFFICIENTS": recurrence.coefficients,
+        "FINISH": recurrence.finish,
+        "KINDS": kinds,
+        "TAPS": tuple(tap for _, tap in recurrence.inputs),
+        "REVERSE": recurrence.reverse,
+        "ACC": tl.float64 if acc is torch.float64 else tl.float32,
+        "WIDE": _farthest(shape, full) > _FOUR_BYTE_OFFSETS,
+    }
+    return Prepared(rows_kernel if plan.strategy == "rows" else lanes_kernel, plan, kinds, arguments, constants)
+
+
+def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int]:
+    return [tap for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True) if kind == _STEPS]
+
+
+def _carry_strides(carry: Tensor, shape: torch.Size, time_dim: int) -> tuple[int, ...]:
+    """The carry as if it had a time dimension, of stride zero."""
+    time = len(shape) + time_dim
+    lane_shape = shape[:time] + shape[time + 1 :]
+    own = expanded_strides(lane_shape, carry.shape, carry.stride())
+    return own[:time] + (0,) + own[time:]
+
+
+def _arguments(
+    plan: Plan,
+    sizes: Lanes,
+    by_input: Sequence[Strides | None],
+    by_output: Sequence[Strides],
+    carry_strides: Strides,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run-time sizes and strides, and the constants, in the form that the kernel of this strategy takes them."""
+    if plan.strategy == "lanes":
+        arguments = {
+            "strides": tuple((0, 0, 0) if s is None else s for s in by_input),
+            "out_strides": tuple(by_output),
+            "carry_strides": (carry_strides[0], carry_strides[2]),
+            "lane_count": sizes.lanes,
+            "inner_size": sizes.inner,
+            "steps": sizes.steps,
+        }
+        return arguments, {"STRIP": plan.lanes, "UNROLL": plan.unroll, "BY_OUTER": plan.by_outer}
+    units = tuple(plan.vector if s is not None and _in_vectors(s, plan.vector) else 1 for s in by_input)
+    out_units = tuple(plan.vector if _in_vectors(s, plan.vector) else 1 for s in by_output)
+    arguments = {
+        "strides": tuple((0, 0, 0) if s is None else _counted(s, u) for s, u in zip(by_input, units, strict=True)),
+        "out_strides": tuple(_counted(s, u) for s, u in zip(by_output, out_units, strict=True)),
+        "carry_strides": (carry_strides[0], carry_strides[2]),
+        "lanes": sizes.lanes,
+        "inner_size": sizes.inner,
+        "vectors": sizes.steps // plan.vector,
+    }
+    constants = {"UNITS": units, "OUT_UNITS": out_units, "V": plan.vector, "ROWS": plan.lanes, "Q": plan.vectors}
+    return arguments, constants
+
+
+def _in_vectors(strides: Strides, vector: int) -> bool:
+    """Whether rows of these strides start at multiples of a vector, so that the compiler may be told so."""
+    return strides[1] == 1 and strides[0] % vector == 0 and strides[2] % vector == 0
+
+
+def _counted(strides: Strides, unit: int) -> Strides:
+    return strides[0] // unit, strides[1], strides[2] // unit
+
+
+_prepared: dict[Any, Prepared] = {}
+
+
+def _layout(x: Tensor | None) -> Any:
+    if x is None:
+        return None
+    return x.shape, x.stride(), x.dtype, x.device
+
+
+def prepared_for(
+    op: str, recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, reverse: bool | None = None
+) -> Prepared:
+    """The kept preparation for these layouts, made on the first call with them."""
+    key = (
+        op,
+        time_dim,
+        reverse,
+        tuple(_layout(x) for x, _ in recurrence.inputs),
+        _layout(recurrence.carry),
+        tuple((x.shape, x.stride(), x.dtype) for x in outputs),
+    )
+    found = _prepared.get(key)
+    if found is None:
+        if len(_prepared) >= 4096:  # layouts without end (ever new batch sizes) must not eat the memory
+            _prepared.clear()
+        found = _prepared[key] = _prepare(recurrence, outputs, time_dim, _multiprocessors(outputs[0].device))
+    return found
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared: Prepared) -> dict[str, Any]:
+    """Every argument of the kernel by name: pointers and numbers, sizes and strides, constants."""
+    device = outputs[0].device
+    values: list[Any] = []
+    for (x, _), kind in zip(recurrence.inputs, prepared.kinds, strict=True):
+        if kind == _NUMBER and x is not None:
+            values.append(float(x))
+        elif kind == _UNIFORM and x is not None and x.device != device:
+            # Not a copy from the host, which would wait for the device and break graph capture: a fill.
+            values.append(torch.full((), x.item(), dtype=x.dtype, device=device))
+        else:
+            values.append(x)
+    pointers = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
+    return {**pointers, **prepared.arguments, **prepared.constants}
+
+
+def _one_layout(recurrence: Recurrence, like: Tensor) -> Recurrence:
+    """The same recurrence with every input copied to the memory order of ``like``: the way out of scattered layouts."""
+
+    def copied(x: Tensor | None) -> Tensor | None:
+        if x is None or x.numel() == 1:
+            return x
+        return torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+    return recurrence._replace(inputs=tuple((copied(x), tap) for x, tap in recurrence.inputs))
+
+
+def _run(op: str, *args: Any) -> Any:
+    results = allocate(op, args)
+    outputs = [x for x in results if x.numel()]
+    if outputs:
+        recurrence: Recurrence = getattr(families, op)(*args)
+        time_dim, reverse = _time(args)
+        try:
+            prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
+        except TooScattered:
+            recurrence = _one_layout(recurrence, outputs[0])
+            if recurrence.carry is not None:
+                recurrence = recurrence._replace(carry=recurrence.carry.contiguous())
+            prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
+        plan = prepared.plan
+        with _on(outputs[0].device):
+            prepared.kernel[plan.grid](**launch_arguments(recurrence, outputs, prepared), num_warps=plan.warps)
+    return results if len(results) > 1 else results[0]
+
+
+def _time(args: tuple[Any, ...]) -> tuple[int, bool | None]:
+    """``time_dim`` and, for the general recurrence only, ``reverse``: the trailing arguments of every schema."""
+    trailing = [x for x in args if isinstance(x, (int, bool))]
+    return trailing[0], (trailing[1] if len(trailing) > 1 else None)
+
+
+def _on(device: torch.device) -> Any:
+    """Triton launches on the current device; make that the data's."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+def linear_recurrence(*args: Any) -> Any:
+    """``tritonrl::linear_recurrence`` in Triton."""
+    return _run("linear_recurrence", *args)
+
+
+def linear_recurrence_backward(
+    grad: Tensor, a: Tensor, y: Tensor, carry: Tensor | None, time_dim: int, reverse: bool
+) -> Any:
+    """``tritonrl::linear_recurrence_backward`` in Triton."""
+    grad_a, grad_b = _run("linear_recurrence_backward", grad, a, y, carry, time_dim, reverse)
+    if carry is not None and y.numel():
+        # The step at the edge was computed from the carry, which no tap of the kernel reaches.
+        edge = y.shape[time_dim] - 1 if reverse else 0
+        a_edge = a.expand(y.shape).select(time_dim, edge)
+        kept = (a_edge != 0) | torch.isfinite(carry)
+        grad_a.select(time_dim, edge).copy_(torch.where(kept, grad_b.select(time_dim, edge) * carry, 0.0))
+    return grad_a, grad_b
+
+
+def gae(*args: Any) -> Any:
+    """``tritonrl::gae`` in Triton."""
+    return _run("gae", *args)
+
+
+def gae_backward(*args: Any) -> Any:
+    """``tritonrl::gae_backward`` in Triton."""
+    return _run("gae_backward", *args)
+
+
+def td_lambda_return(*args: Any) -> Any:
+    """``tritonrl::td_lambda_return`` in Triton."""
+    return _run("td_lambda_return", *args)
+
+
+def td_lambda_return_backward(*args: Any) -> Any:
+    """``tritonrl::td_lambda_return_backward`` in Triton."""
+    return _run("td_lambda_return_backward", *args)
+
+
+def reward_to_go(*args: Any) -> Any:
+    """``tritonrl::reward_to_go`` in Triton."""
+    return _run("reward_to_go", *args)
+
+
+def reward_to_go_backward(*args: Any) -> Any:
+    """``tritonrl::reward_to_go_backward`` in Triton."""
+    return _run("reward_to_go_backward", *args)
+
+
+def vtrace(*args: Any) -> Any:
+    """``tritonrl::vtrace`` in Triton."""
+    return _run("vtrace", *args)
+
+
+def vtrace_backward(grad_advantage: Tensor | None, grad_target: Tensor | None, *rest: Any) -> Any:
+    """``tritonrl::vtrace_backward`` in Triton. The kernel knows an absent target gradient, but no absent advantage gradient."""
+    if grad_advantage is None and grad_target is not None:
+        grad_advantage = torch.zeros_like(grad_target)
+    return _run("vtrace_backward", grad_advantage, grad_target, *rest)

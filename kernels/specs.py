@@ -1,0 +1,104 @@
+"""The ops of the namespace ``tritonrl``: schema, shape, layout and dtype of what they return.
+
+One table, read by the registration (:mod:`.ops`), by the fake implementations and by every backend, so that traced and
+real results cannot differ. Every backend module has one function per op, with the op's name and its arguments in schema
+order; it allocates its results with :func:`allocate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dtypes import result_dtype
+
+
+class OpSpec(NamedTuple):
+    """What an op returns.
+
+    ``shaped_by``: positions of the arguments that broadcast to the full shape ``S`` and whose promoted dtype is the result's.
+    ``like``: position of the argument whose memory order the results take, so that nothing is transposed on the way.
+    ``outputs``: how many results of shape ``S``. ``discount_outputs``: how many more come when the last argument,
+    ``with_discounts``, is true; otherwise they are empty (a schema cannot say "optional" of a result).
+    """
+
+    schema: str
+    shaped_by: tuple[int, ...]
+    like: int
+    outputs: int
+    discount_outputs: int = 0
+
+
+SPECS: dict[str, OpSpec] = {
+    "linear_recurrence": OpSpec(
+        "(Tensor a, Tensor b, Tensor? carry, int time_dim, bool reverse) -> Tensor", (0, 1), 1, 1
+    ),
+    "linear_recurrence_backward": OpSpec(
+        "(Tensor grad, Tensor a, Tensor y, Tensor? carry, int time_dim, bool reverse) -> (Tensor, Tensor)", (2,), 2, 2
+    ),
+    "gae": OpSpec(
+        "(Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
+        " int time_dim) -> (Tensor, Tensor)",
+        *((0, 1, 2), 1, 2),
+    ),
+    "gae_backward": OpSpec(
+        "(Tensor? grad_advantage, Tensor? grad_target, Tensor next_value, Tensor advantage, Tensor done,"
+        " Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim, bool with_discounts)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        *((3,), 3, 3, 2),
+    ),
+    "td_lambda_return": OpSpec(
+        "(Tensor reward, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim)"
+        " -> Tensor",
+        *((0, 1), 0, 1),
+    ),
+    "td_lambda_return_backward": OpSpec(
+        "(Tensor grad, Tensor next_value, Tensor returns, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
+        " int time_dim, bool with_discounts) -> (Tensor, Tensor, Tensor, Tensor)",
+        *((2,), 2, 2, 2),
+    ),
+    "reward_to_go": OpSpec("(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1),
+    "reward_to_go_backward": OpSpec(
+        "(Tensor grad, Tensor returns, Tensor done, Tensor gamma, int time_dim, bool with_discounts)"
+        " -> (Tensor, Tensor)",
+        *((1,), 1, 1, 1),
+    ),
+    "vtrace": OpSpec(
+        "(Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated,"
+        " Tensor gamma, Tensor rho_thresh, Tensor c_thresh, int time_dim) -> (Tensor, Tensor)",
+        *((0, 1, 2, 3, 4), 3, 2),
+    ),
+    "vtrace_backward": OpSpec(
+        "(Tensor? grad_advantage, Tensor? grad_target, Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value,"
+        " Tensor next_value, Tensor target, Tensor done, Tensor? terminated, Tensor gamma, Tensor rho_thresh,"
+        " Tensor c_thresh, int time_dim, bool with_discounts)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        *((7,), 7, 4, 3),
+    ),
+}
+
+
+def full_shape(tensors: Sequence[Tensor]) -> torch.Size:
+    """The common shape of ``tensors``, at no cost when they already agree."""
+    shape = tensors[0].shape
+    if all(x.shape == shape for x in tensors):
+        return shape
+    return torch.broadcast_shapes(*(x.shape for x in tensors))
+
+
+def allocate(op: str, args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The results of ``op`` for these arguments, uninitialised: full shape, promoted dtype, memory order of ``like``."""
+    spec = SPECS[op]
+    shaped_by = [args[i] for i in spec.shaped_by]
+    shape, dtype, donor = full_shape(shaped_by), result_dtype(*shaped_by), args[spec.like]
+    if donor.shape != shape:
+        donor = donor.expand(shape)
+    results = tuple(torch.empty_like(donor, dtype=dtype) for _ in range(spec.outputs))
+    if not spec.discount_outputs:
+        return results
+    if args[-1]:
+        return results + tuple(torch.empty_like(donor, dtype=dtype) for _ in range(spec.discount_outputs))
+    return results + tuple(donor.new_empty(0, dtype=dtype) for _ in range(spec.discount_outputs))
