@@ -7,8 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401  (registers torch.ops.tritonrl)
 from .dtypes import accumulate_dtype, result_dtype
+from .ops import call
 from .specs import full_shape
 
 Discount: TypeAlias = float | Tensor
@@ -101,7 +101,7 @@ def linear_recurrence(
         lanes = shape[:time_dim] + shape[len(shape) + time_dim + 1 :]
         if carry.shape != lanes and torch.broadcast_shapes(carry.shape, lanes) != lanes:
             raise RuntimeError(f"carry has shape {tuple(carry.shape)}, expected {tuple(lanes)} (the data's without time)")
-    result: Tensor = torch.ops.tritonrl.linear_recurrence(a, b, carry, time_dim, reverse)
+    result: Tensor = call("linear_recurrence", a, b, carry, time_dim, reverse)
     return result
 
 
@@ -151,7 +151,8 @@ def gae(
     """
     shape = _shape(reward=reward, value=value, next_value=next_value)
     dtype = result_dtype(reward, value, next_value)
-    result: tuple[Tensor, Tensor] = torch.ops.tritonrl.gae(
+    result: tuple[Tensor, Tensor] = call(
+        "gae",
         reward,
         value,
         next_value,
@@ -192,7 +193,8 @@ def td_lambda_return(
     """
     shape = _shape(reward=reward, next_value=next_value)
     dtype = result_dtype(reward, next_value)
-    result: Tensor = torch.ops.tritonrl.td_lambda_return(
+    result: Tensor = call(
+        "td_lambda_return",
         reward,
         next_value,
         _flag("done", done, shape),
@@ -217,7 +219,8 @@ def reward_to_go(reward: Tensor, done: Tensor, *, gamma: Discount, time_dim: int
         tensor([1.7500, 1.5000, 1.0000])
     """
     shape = _shape(reward=reward)
-    result: Tensor = torch.ops.tritonrl.reward_to_go(
+    result: Tensor = call(
+        "reward_to_go",
         reward,
         _flag("done", done, shape),
         _discount("gamma", gamma, reward, shape, result_dtype(reward)),
@@ -271,7 +274,8 @@ def vtrace(
     data = {"log_pi": log_pi, "log_mu": log_mu, "reward": reward, "value": value, "next_value": next_value}
     shape = _shape(**data)
     dtype = result_dtype(*data.values())
-    result: tuple[Tensor, Tensor] = torch.ops.tritonrl.vtrace(
+    result: tuple[Tensor, Tensor] = call(
+        "vtrace",
         *data.values(),
         _flag("done", done, shape),
         None if terminated is None else _flag("terminated", terminated, shape),

@@ -73,7 +73,7 @@ def _sum_to(grad: Tensor | None, like: Tensor, needed: bool) -> Tensor | None:
 
 
 def _recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
-    result: Tensor = torch.ops.tritonrl.linear_recurrence(a, b, carry, time_dim, reverse)
+    result: Tensor = call("linear_recurrence", a, b, carry, time_dim, reverse)
     return result
 
 
@@ -221,13 +221,40 @@ def _vtrace_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | 
     )
 
 
+_GRADS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "linear_recurrence": (_linear_recurrence_setup, _linear_recurrence_grad),
+    "gae": (_gae_setup, _gae_grad),
+    "td_lambda_return": (_td_lambda_setup, _td_lambda_grad),
+    "reward_to_go": (_reward_to_go_setup, _reward_to_go_grad),
+    "vtrace": (_vtrace_setup, _vtrace_grad),
+}
+
+
+def _function(op: str) -> type[torch.autograd.Function]:
+    """The op as an autograd function with a separate ``setup_context``, the form that ``torch.func`` can transform."""
+    setup, grad = _GRADS[op]
+    call: Callable[..., Any] = getattr(torch.ops.tritonrl, op)
+    members = {
+        "forward": staticmethod(lambda *args: call(*args)),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(grad),
+        "vmap": staticmethod(_vmap_rule(op)),
+    }
+    return type(op, (torch.autograd.Function,), members)
+
+
 for _op in SPECS:
     _register(_op)
-for _op, _grad, _setup in (
-    ("linear_recurrence", _linear_recurrence_grad, _linear_recurrence_setup),
-    ("gae", _gae_grad, _gae_setup),
-    ("td_lambda_return", _td_lambda_grad, _td_lambda_setup),
-    ("reward_to_go", _reward_to_go_grad, _reward_to_go_setup),
-    ("vtrace", _vtrace_grad, _vtrace_setup),
-):
+for _op, (_setup, _grad) in _GRADS.items():
     torch.library.register_autograd(f"tritonrl::{_op}", _grad, setup_context=_setup, lib=_library)
+_FUNCTIONS = {op: _function(op) for op in _GRADS}
+
+
+def call(op: str, *args: Any) -> Any:
+    """Call a differentiable op, under ``torch.func`` transforms too (``grad``, ``jacrev``, ``vmap`` in any order).
+
+    ``torch.library.register_autograd`` makes functions that ``torch.func`` refuses, so those calls take another door.
+    """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return _FUNCTIONS[op].apply(*args)
+    return getattr(torch.ops.tritonrl, op)(*args)
