@@ -19,14 +19,16 @@ from . import families
 from .device.lanes import lanes as lanes_kernel
 from .device.memory import ABSENT, NUMBER, STEPS, UNIFORM
 from .device.rows import rows as rows_kernel
+from .device.split import split as split_kernel
 from .dtypes import accumulate_dtype
 from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
-from .plan import Plan, choose_plan
+from .plan import Plan, ceil_div, choose_plan
 from .specs import allocate
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS))
 _FOUR_BYTE_OFFSETS = 2**31 - 1
+_KERNELS = {"rows": rows_kernel, "lanes": lanes_kernel, "split": split_kernel}
 
 
 class Prepared(NamedTuple):
@@ -73,7 +75,7 @@ def _prepare(recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, m
     widest = max(x.element_size() for x in [*moved, *outputs])
     untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
-    plan = choose_plan(sizes, [*untapped, *out_strides], out_strides[0], widest, multiprocessors)
+    plan = choose_plan(sizes, [*untapped, *out_strides], out_strides[0], widest, multiprocessors, len(stepped) + len(outputs))
     in_strides = iter(merged)
     by_input = [next(in_strides) if kind == _STEPS else None for kind in kinds]
     arguments, constants = _arguments(plan, sizes, by_input, out_strides, merged[-1])
@@ -86,7 +88,7 @@ def _prepare(recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, m
         "ACC": tl.float64 if acc is torch.float64 else tl.float32,
         "WIDE": _farthest(shape, full) > _FOUR_BYTE_OFFSETS,
     }
-    return Prepared(rows_kernel if plan.strategy == "rows" else lanes_kernel, plan, kinds, arguments, constants)
+    return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants)
 
 
 def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int]:
@@ -129,7 +131,11 @@ def _arguments(
         "inner_size": sizes.inner,
         "vectors": sizes.steps // plan.vector,
     }
-    constants = {"UNITS": units, "OUT_UNITS": out_units, "V": plan.vector, "ROWS": plan.lanes, "Q": plan.vectors}
+    if plan.strategy == "split":
+        arguments["blocks"] = ceil_div(sizes.lanes, plan.lanes)
+    constants: dict[str, Any] = {"UNITS": units, "OUT_UNITS": out_units, "V": plan.vector, "ROWS": plan.lanes, "Q": plan.vectors}
+    if plan.strategy == "split":
+        constants["LAZY"] = False
     return arguments, constants
 
 
@@ -189,8 +195,18 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
             values.append(torch.full((), x.item(), dtype=x.dtype, device=device))
         else:
             values.append(x)
-    pointers = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
+    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
+    if prepared.plan.strategy == "split":
+        pointers |= _workspace(prepared.plan, outputs[0])
     return {**pointers, **prepared.arguments, **prepared.constants}
+
+
+def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
+    """What the tiles of the split strategy tell each other: a ticket counter and flags at zero, and room for their maps."""
+    programs = plan.grid[0]
+    flags = torch.zeros(1 + programs, dtype=torch.int32, device=like.device)
+    published = torch.empty(3 * plan.lanes * programs, dtype=accumulate_dtype(like.dtype), device=like.device)
+    return {"flags": flags, "published": published}
 
 
 def _one_layout(recurrence: Recurrence, like: Tensor) -> Recurrence:

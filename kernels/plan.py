@@ -14,8 +14,9 @@ from .geometry import Lanes, Strides
 class Plan(NamedTuple):
     """How a kernel is launched.
 
-    ``strategy``: ``"rows"`` (time contiguous: tiles of ``lanes`` rows x ``vectors`` vectors of ``vector`` steps) or
-    ``"lanes"`` (strips of ``lanes`` lanes, ``unroll`` steps in flight). ``by_outer``: the strips do not cross the outer index.
+    ``strategy``: ``"rows"`` (time contiguous: tiles of ``lanes`` rows x ``vectors`` vectors of ``vector`` steps, one after
+    the other), ``"lanes"`` (strips of ``lanes`` lanes, ``unroll`` steps in flight) or ``"split"`` (the tiles of rows, all at
+    once). ``by_outer``: the strips do not cross the outer index.
     """
 
     strategy: str
@@ -48,7 +49,12 @@ def vector_width(steps: int, strides: Sequence[Strides], widest_item: int) -> in
 
 
 def choose_plan(
-    sizes: Lanes, strides: Sequence[Strides], out_strides: Strides, widest_item: int, multiprocessors: int
+    sizes: Lanes,
+    strides: Sequence[Strides],
+    out_strides: Strides,
+    widest_item: int,
+    multiprocessors: int,
+    streams: int = 7,
 ) -> Plan:
     """The plan for one launch.
 
@@ -58,18 +64,40 @@ def choose_plan(
         out_strides: of the first output; its memory order is that of the data.
         widest_item: bytes of the widest floating dtype read or written.
         multiprocessors: of the device.
+        streams: how many inputs and outputs there are at each step (7 for GAE); they all stand in registers at once.
     """
+    wide = widest_item > 4
     time_is_contiguous = out_strides[1] <= 1 and (sizes.steps > 1 or sizes.lanes == 1)
     if time_is_contiguous:
-        return _rows(sizes, vector_width(sizes.steps, strides, widest_item), multiprocessors)
-    return _lanes(sizes, widest_item, multiprocessors)
+        vector = vector_width(sizes.steps, strides, widest_item)
+        per_thread = _power_of_two_within(_REGISTERS // (vector * streams * (2 if wide else 1)), 1, 2)
+        plan = _rows(sizes, vector, per_thread, multiprocessors)
+        vectors = 256 * per_thread
+        if plan.grid[0] < 2 * multiprocessors and sizes.steps >= 4 * vectors * vector:
+            return _split(sizes, 1, vector, vectors, 8)
+        return plan
+    # A strip keeps but a few steps in flight: with few lanes the card is busy only when time is cut too.
+    if sizes.lanes < 64 * multiprocessors and sizes.steps >= 128:
+        rows = min(32, next_power_of_two(sizes.lanes))
+        per_thread = _power_of_two_within(_REGISTERS // (streams * (2 if wide else 1)), 1, 4)
+        return _split(sizes, rows, 1, 128 * per_thread // rows, 4)
+    return _lanes(sizes, widest_item, multiprocessors, streams)
 
 
-def _rows(sizes: Lanes, vector: int, multiprocessors: int) -> Plan:
-    """Two vectors a thread; when rows are short a program takes several, as long as there is a program for every processor."""
+_REGISTERS = 64  # a thread's share for the data of its steps, in numbers of 4 bytes; the scan needs as much again
+
+
+def _power_of_two_within(n: int, low: int, high: int) -> int:
+    """The largest power of two up to ``n``, between ``low`` and ``high``."""
+    return min(high, max(low, 1 << max(0, n.bit_length() - 1)))
+
+
+def _rows(sizes: Lanes, vector: int, per_thread: int, multiprocessors: int) -> Plan:
+    """``per_thread`` vectors a thread; short rows share a program, as long as there is a program for every processor."""
     warps = 4
-    vectors = min(next_power_of_two(ceil_div(sizes.steps, vector)), 64 * warps)
-    rows = 64 * warps // vectors
+    tile = 32 * warps * per_thread
+    vectors = min(next_power_of_two(ceil_div(sizes.steps, vector)), tile)
+    rows = tile // vectors
     # Not below a vector for every thread of a warp: smaller tiles are laid out badly (255 registers, spills).
     while rows * vectors > 32 and rows > 1 and ceil_div(sizes.lanes, rows) < 2 * multiprocessors:
         rows //= 2
@@ -77,7 +105,7 @@ def _rows(sizes: Lanes, vector: int, multiprocessors: int) -> Plan:
     return Plan("rows", (ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors)
 
 
-def _lanes(sizes: Lanes, widest_item: int, multiprocessors: int) -> Plan:
+def _lanes(sizes: Lanes, widest_item: int, multiprocessors: int, streams: int) -> Plan:
     """As many lanes a thread as make a 16-byte access, unless that leaves processors idle."""
     by_outer = sizes.inner >= 32 and sizes.outer <= 65535
     width = sizes.inner if by_outer else sizes.lanes
@@ -87,5 +115,13 @@ def _lanes(sizes: Lanes, widest_item: int, multiprocessors: int) -> Plan:
     while strip > 32 and (strip >= 2 * width or ceil_div(width, strip) * repeats < 2 * multiprocessors):
         strip //= 2
     warps = max(1, min(warps, strip // 32))
+    numbers = strip // (32 * warps) * streams * (2 if widest_item > 4 else 1)
+    unroll = min(_power_of_two_within(2 * _REGISTERS // numbers, 1, 8), next_power_of_two(sizes.steps))
     grid = (ceil_div(width, strip), repeats)
-    return Plan("lanes", grid, strip, warps, unroll=4 if sizes.steps >= 4 else 1, by_outer=by_outer)
+    return Plan("lanes", grid, strip, warps, unroll=unroll, by_outer=by_outer)
+
+
+def _split(sizes: Lanes, rows: int, vector: int, vectors: int, warps: int) -> Plan:
+    """One program for every tile of every block of rows."""
+    tiles = ceil_div(sizes.steps, vector * vectors)
+    return Plan("split", (tiles * ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors)

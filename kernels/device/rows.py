@@ -65,26 +65,40 @@ def store_vectors(outputs, strides, UNITS: tl.constexpr, results, outer, inner, 
 
 
 @triton.jit
-def scan_tile(xs, vector, steps, carry, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr,
-              REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr):  # fmt: skip
-    """The recurrence over one tile that the state ``carry`` ``[ROWS, 1]`` enters; results by step, and the state that leaves."""
+def compose_tile(xs, vector, steps, COEFFICIENTS: tl.constexpr, KINDS: tl.constexpr, REVERSE: tl.constexpr,
+                 V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr):  # fmt: skip
+    """The maps of a tile's steps in processing order, and two composites for every vector.
+
+    Returns ``maps, a, b, a_before, b_before``: from the state that enters the tile, ``(a, b)`` gives the state that leaves
+    a vector and ``(a_before, b_before)`` the one that enters it.
+    """
     maps = ()
     for k in tl.static_range(V):
         is_last = (vector[None, :] * V + in_order(k, V, REVERSE)) == steps - 1
-        a_j, b_j = COEFFICIENTS(xs[in_order(k, V, REVERSE)], is_last, KINDS)
+        a_k, b_k = COEFFICIENTS(xs[in_order(k, V, REVERSE)], is_last, KINDS)
         # A coefficient made of numbers alone is a scalar until here.
-        a_j, b_j = tl.broadcast_to(a_j, (ROWS, Q)), tl.broadcast_to(b_j, (ROWS, Q))
-        maps = maps + ((a_j, b_j),)
+        a_k, b_k = tl.broadcast_to(a_k, (ROWS, Q)), tl.broadcast_to(b_k, (ROWS, Q))
+        maps = maps + ((a_k, b_k),)
         if k == 0:
-            a = a_j
-            b = b_j
+            a = a_k
+            b = b_k
         else:
-            a, b = combine(a, b, a_j, b_j)
+            a, b = combine(a, b, a_k, b_k)
     one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype)
     a, b, a_before, b_before = tl.associative_scan((a, b, one, zero), 1, combine_both)
-    entering = apply(a_before, b_before, carry)
-    at_end = tl.where(tl.arange(0, Q)[None, :] == Q - 1, apply(a, b, carry), 0.0)
-    leaving = tl.sum(at_end, axis=1, keep_dims=True)
+    return maps, a, b, a_before, b_before
+
+
+@triton.jit
+def at_end(x, Q: tl.constexpr):
+    """The last column of ``[ROWS, Q]``, as ``[ROWS, 1]``."""
+    return tl.sum(tl.where(tl.arange(0, Q)[None, :] == Q - 1, x, 0.0), axis=1, keep_dims=True)
+
+
+@triton.jit
+def walk_tile(xs, maps, entering, vector, steps, FINISH: tl.constexpr, KINDS: tl.constexpr, REVERSE: tl.constexpr,
+              V: tl.constexpr):  # fmt: skip
+    """The results of every step of a tile, from the state that enters each vector."""
     walked = ()
     for k in tl.static_range(V):
         state = apply(maps[k][0], maps[k][1], entering)
@@ -94,7 +108,7 @@ def scan_tile(xs, vector, steps, carry, COEFFICIENTS: tl.constexpr, FINISH: tl.c
     results = ()
     for j in tl.static_range(V):
         results = results + (walked[in_order(j, V, REVERSE)],)
-    return results, leaving
+    return results
 
 
 @triton.jit
@@ -116,7 +130,8 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, 
     uniforms = load_uniforms(inputs, KINDS, ACC)
     carry = tl.zeros((ROWS, 1), ACC)
     if carry_in is not None:
-        carry = tl.load(carry_in + (outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]), in_range, other=0).to(ACC)
+        start = outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]
+        carry = tl.load(carry_in + start, in_range, other=0).to(ACC)
     for first in range(0, vectors, Q):
         place = first + tl.arange(0, Q)
         vector = vectors - 1 - place if REVERSE else place
@@ -124,5 +139,10 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, 
         xs = load_vectors(
             inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC
         )
-        results, carry = scan_tile(xs, vector, vectors * V, carry, COEFFICIENTS, FINISH, KINDS, REVERSE, V, ROWS, Q)
+        maps, a, b, a_before, b_before = compose_tile(
+            xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q
+        )
+        entering = apply(a_before, b_before, carry)
+        results = walk_tile(xs, maps, entering, vector, vectors * V, FINISH, KINDS, REVERSE, V)
+        carry = at_end(apply(a, b, carry), Q)
         store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)
