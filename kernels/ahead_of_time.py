@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,8 @@ _TYPES = {
 class Compiled(NamedTuple):
     """What the compiler made of one kernel.
 
-    ``accesses`` counts global loads and stores by their PTX form, such as ``ld.global.v4.b32``.
+    ``accesses`` counts global loads and stores by their PTX form, such as ``ld.global.v4.b32``. ``ptx`` is the code itself, and
+    ``parameters`` names its parameters in order (``inputs.0``, ``strides.0.1``), so that an access can be traced to its tensor.
     """
 
     op: str
@@ -50,6 +51,8 @@ class Compiled(NamedTuple):
     stack_bytes: int
     shared_bytes: int
     accesses: dict[str, int]
+    ptx: str = ""
+    parameters: tuple[str, ...] = ()
 
 
 class _Signature:
@@ -102,7 +105,19 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
     compiled = triton.compile(source, target=target, options={"num_warps": prepared.plan.warps})
     accesses = Counter(re.findall(r"\b((?:ld|st)\.global[.\w]*)", compiled.asm["ptx"]))
     usage = _resource_usage(compiled.asm["cubin"])
-    return Compiled(op, prepared.plan, capability, *usage, compiled.metadata.shared, dict(accesses))
+    parameters = tuple(_run_time(types))
+    shared = compiled.metadata.shared
+    return Compiled(op, prepared.plan, capability, *usage, shared, dict(accesses), compiled.asm["ptx"], parameters)
+
+
+def _run_time(types: Any, path: str = "") -> Iterator[str]:
+    """The names of the parameters that are left at run time, in order: what is constant has no place in the binary."""
+    if isinstance(types, str):
+        if types != "constexpr":
+            yield path
+        return
+    for name, inner in types.items() if isinstance(types, dict) else enumerate(types):
+        yield from _run_time(inner, f"{path}.{name}" if path else str(name))
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int, int]:

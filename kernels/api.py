@@ -23,8 +23,12 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
     if isinstance(x, Tensor):
         if x.dim() and x.device != like.device:
             raise ValueError(f"{name} is on {x.device}, expected {like.device}, where the data are")
-        if x.dim() > len(shape) or any(n not in (1, m) for n, m in zip(reversed(x.shape), reversed(shape), strict=False)):
-            raise RuntimeError(f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}")
+        if x.dim() > len(shape) or any(
+            n not in (1, m) for n, m in zip(reversed(x.shape), reversed(shape), strict=False)
+        ):
+            raise RuntimeError(
+                f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}"
+            )
         return x
     if not isinstance(x, (int, float)) and not torch.is_tensor(x) and not hasattr(x, "__float__"):
         raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
@@ -100,7 +104,9 @@ def linear_recurrence(
     if carry is not None:
         lanes = shape[:time_dim] + shape[len(shape) + time_dim + 1 :]
         if carry.shape != lanes and torch.broadcast_shapes(carry.shape, lanes) != lanes:
-            raise RuntimeError(f"carry has shape {tuple(carry.shape)}, expected {tuple(lanes)} (the data's without time)")
+            raise RuntimeError(
+                f"carry has shape {tuple(carry.shape)}, expected {tuple(lanes)} (the data's without time)"
+            )
     result: Tensor = call("linear_recurrence", a, b, carry, time_dim, reverse)
     return result
 

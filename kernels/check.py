@@ -1,4 +1,4 @@
-"""The self-check behind ``python -m tritonrl``: every op, forward and backward, against its plain torch twin on this machine."""
+"""The self-check behind ``python -m tritonrl``: every op, forward and backward, against its plain torch twin."""
 
 from __future__ import annotations
 
@@ -75,7 +75,10 @@ def _check(op: str, device: str) -> CheckResult:
             for result, twin in pairs:
                 error = _error(result, twin)
                 if not error <= worst:  # also when it is NaN
-                    worst, where = error, f"{steps} steps x {lanes} lanes, {'lanes' if lanes_contiguous else 'time'} contiguous"
+                    worst, where = (
+                        error,
+                        f"{steps} steps x {lanes} lanes, {'lanes' if lanes_contiguous else 'time'} contiguous",
+                    )
     ok = worst <= TOLERANCE
     return CheckResult(op, backend, ok, worst, "" if ok else f"worst at {where}, expected at most {TOLERANCE:g}")
 

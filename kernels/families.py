@@ -44,9 +44,7 @@ def _if(wanted: bool, taken: tuple[Taken, ...]) -> tuple[Taken, ...]:
 
 
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Recurrence:
-    return Recurrence(
-        linear_stages.linear_coefficients, linear_stages.linear_finish, reverse, _here(a, b), carry
-    )
+    return Recurrence(linear_stages.linear_coefficients, linear_stages.linear_finish, reverse, _here(a, b), carry)
 
 
 def linear_recurrence_backward(

@@ -76,9 +76,7 @@ def gae_backward(
     dtype = accumulate_dtype(advantage.dtype)
     gamma, lmbda = gamma.to(dtype), lmbda.to(dtype)
     grad_target = grad_target.to(dtype)
-    g = _adjoint(
-        torch.where(done, 0.0, gamma * lmbda), grad_advantage.to(dtype) + grad_target, time_dim, recurrence
-    )
+    g = _adjoint(torch.where(done, 0.0, gamma * lmbda), grad_advantage.to(dtype) + grad_target, time_dim, recurrence)
     grad_next_value = torch.where(terminated, 0.0, gamma * g)
     grad_gamma = grad_lmbda = None
     if with_discounts:

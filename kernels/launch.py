@@ -75,7 +75,9 @@ def _prepare(recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, m
     widest = max(x.element_size() for x in [*moved, *outputs])
     untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
-    plan = choose_plan(sizes, [*untapped, *out_strides], out_strides[0], widest, multiprocessors, len(stepped) + len(outputs))
+    plan = choose_plan(
+        sizes, [*untapped, *out_strides], out_strides[0], widest, multiprocessors, len(stepped) + len(outputs)
+    )
     in_strides = iter(merged)
     by_input = [next(in_strides) if kind == _STEPS else None for kind in kinds]
     arguments, constants = _arguments(plan, sizes, by_input, out_strides, merged[-1])
@@ -100,7 +102,7 @@ def _carry_strides(carry: Tensor, shape: torch.Size, time_dim: int) -> tuple[int
     time = len(shape) + time_dim
     lane_shape = shape[:time] + shape[time + 1 :]
     own = expanded_strides(lane_shape, carry.shape, carry.stride())
-    return own[:time] + (0,) + own[time:]
+    return (*own[:time], 0, *own[time:])
 
 
 def _arguments(
@@ -133,7 +135,13 @@ def _arguments(
     }
     if plan.strategy == "split":
         arguments["blocks"] = ceil_div(sizes.lanes, plan.lanes)
-    constants: dict[str, Any] = {"UNITS": units, "OUT_UNITS": out_units, "V": plan.vector, "ROWS": plan.lanes, "Q": plan.vectors}
+    constants: dict[str, Any] = {
+        "UNITS": units,
+        "OUT_UNITS": out_units,
+        "V": plan.vector,
+        "ROWS": plan.lanes,
+        "Q": plan.vectors,
+    }
     if plan.strategy == "split":
         constants["LAZY"] = False
     return arguments, constants
@@ -242,7 +250,7 @@ def _run(op: str, *args: Any) -> Any:
 def _time(args: tuple[Any, ...]) -> tuple[int, bool | None]:
     """``time_dim`` and, for the general recurrence only, ``reverse``: the trailing arguments of every schema."""
     trailing = [x for x in args if isinstance(x, (int, bool))]
-    return trailing[0], (trailing[1] if len(trailing) > 1 else None)
+    return trailing[0], (bool(trailing[1]) if len(trailing) > 1 else None)
 
 
 def _on(device: torch.device) -> Any:

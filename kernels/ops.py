@@ -40,9 +40,7 @@ def _vmap_rule(op: str) -> Callable[..., Any]:
     spec = SPECS[op]
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        ranks = [
-            x.dim() - (d is not None) if isinstance(x, Tensor) else 0 for x, d in zip(args, in_dims, strict=True)
-        ]
+        ranks = [x.dim() - (d is not None) if isinstance(x, Tensor) else 0 for x, d in zip(args, in_dims, strict=True)]
         rank = max(ranks[i] for i in spec.shaped_by)
         carry = 2 if op == "linear_recurrence" else 3 if op == "linear_recurrence_backward" else None
         moved = list(args)
@@ -138,8 +136,10 @@ def _gae_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | Non
     needs = ctx.needs_input_grad
     grads = _backward_of(
         "gae",
-        (grad_advantage, grad_target, next_value, advantage, done, terminated, gamma, lmbda)
-        + (ctx.time_dim, needs[5] or needs[6]),
+        (
+            *(grad_advantage, grad_target, next_value, advantage, done, terminated, gamma, lmbda),
+            *(ctx.time_dim, needs[5] or needs[6]),
+        ),
     )
     return (
         _sum_to(grads[0], reward, needs[0]),
@@ -203,8 +203,10 @@ def _vtrace_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | 
     needs = ctx.needs_input_grad
     grads = _backward_of(
         "vtrace",
-        (grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, target, done, terminated)
-        + (gamma, rho_thresh, c_thresh, ctx.time_dim, needs[7] or needs[8] or needs[9]),
+        (
+            *(grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, target, done, terminated),
+            *(gamma, rho_thresh, c_thresh, ctx.time_dim, needs[7] or needs[8] or needs[9]),
+        ),
     )
     grad_log_pi = grads[0]
     return (

@@ -1,4 +1,4 @@
-"""The lanes strategy: neighbouring lanes are contiguous ([T, N], or [N, T, F]). Each program owns a strip and walks through time.
+"""The lanes strategy: neighbouring lanes are contiguous ([T, N], [N, T, F]). Each program walks a strip through time.
 
 Threads own lanes, so loads and stores are coalesced across them at every step and the recurrence stays in registers. The
 inputs of ``UNROLL`` steps are requested before the first is used, which keeps that many loads in flight.

@@ -1,4 +1,4 @@
-"""The rows strategy: time is contiguous. Tiles of ``[ROWS x Q vectors of V steps]``, a scan along the tile, a carry between tiles.
+"""The rows strategy: time is contiguous. Tiles of ``[ROWS x Q vectors of V steps]``, a scan in each, a carry between.
 
 Each thread holds vectors of ``V`` neighbouring steps, so every access is up to 16 bytes wide. Vectors are processed from the
 end of time to its beginning (or the other way round for a gradient): the order is reversed through the *addresses* of the
@@ -139,9 +139,7 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, 
         xs = load_vectors(
             inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC
         )
-        maps, a, b, a_before, b_before = compose_tile(
-            xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q
-        )
+        maps, a, b, a_before, b_before = compose_tile(xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q)
         entering = apply(a_before, b_before, carry)
         results = walk_tile(xs, maps, entering, vector, vectors * V, FINISH, KINDS, REVERSE, V)
         carry = at_end(apply(a, b, carry), Q)

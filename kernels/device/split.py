@@ -135,9 +135,7 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, flags,
     mask = in_range & (place < vectors)[None, :]
     uniforms = load_uniforms(inputs, KINDS, ACC)
     xs = load_vectors(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC)
-    maps, a, b, a_before, b_before = compose_tile(
-        xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q
-    )
+    maps, a, b, a_before, b_before = compose_tile(xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q)
     a_tile, b_tile = of_tile(a, ROWS, Q), of_tile(b, ROWS, Q)
 
     own = published + (tile * blocks + block) * (3 * ROWS) + rows_of(ROWS)
@@ -162,7 +160,5 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, flags,
         if not cut:
             tl.store(own + 2 * ROWS, apply(a_tile, b_tile, carry))
             publish(flag, KNOWN)
-    results = walk_tile(
-        xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, REVERSE, V
-    )
+    results = walk_tile(xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, REVERSE, V)
     store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)

@@ -62,7 +62,7 @@ def vtrace_backward_coefficients(x, is_last, KINDS: tl.constexpr):
     grad_advantage, log_pi, log_mu, done, terminated (or absent), gamma and rho_thresh.
     """
     done, gamma = x[7], x[9]
-    _, rho, c = importance(x[2], x[3], x[10], x[11])
+    _, _rho, c = importance(x[2], x[3], x[10], x[11])
     if KINDS[8] == ABSENT:
         terminated = done
     else:
