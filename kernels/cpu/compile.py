@@ -1,0 +1,102 @@
+"""Compiling kernels on first use, once per process, and keeping the machine code on disk between processes.
+
+Numba's own cache would not do here. It recognises a function by its file's date and the identity of what it refers to:
+it misses for kernels that are put together from parts, and it does not notice when a part in another file changed. So a
+kernel is recognised by its name and the contents of all sources of this folder. What cannot be cached (a folder that is
+read-only, a full disk, a damaged file) is compiled and kept in memory, silently: the user asked for numbers, not for a
+file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import types
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+from .simd import njit
+from .strategies import Body, Kernel, rows, strips
+
+_SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp, types.intp)
+_lock = threading.RLock()
+
+# A fork while another thread compiles would leave Numba's lock held for ever in the child. Wait for the compiler
+# instead.
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of everything that the machine code depends on, apart from Numba's version and the processor."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class _KernelCache(FunctionCache):
+    """Files of its own for each kernel, so that processes that compile different kernels at once cannot mix them up."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(self._cache_path, f"tritonrl.{name}", _sources())
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return sig, codegen.magic_tuple()
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # a damaged file; begin anew
+            with contextlib.suppress(OSError):
+                self._cache_file.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            self.disable()
+
+
+def _compiled(function: Kernel, name: str, cached: bool) -> Kernel:
+    dispatcher = njit(nogil=True, error_model="numpy", fastmath={"contract"}, no_cfunc_wrapper=True)(function)
+    if cached:
+        dispatcher._cache = _KernelCache(function, name)
+    dispatcher.compile(_SIGNATURE)
+    dispatcher.disable_compile()
+    kernel: Kernel = dispatcher
+    return kernel
+
+
+_kernels: dict[tuple[str, str, int, int], Kernel] = {}
+
+
+def kernel(op: str, body: Body, element: str, width: int, group: int) -> Kernel:
+    """The machine code of ``op`` for ``float32`` or ``float64``: rows of ``group`` lanes, or strips if that is 0."""
+    key = (op, element, width, group)
+    found = _kernels.get(key)
+    if found is not None:
+        return found
+    with _lock:
+        if key not in _kernels:
+            number = getattr(types, element)
+            made = rows(body, number, width, group) if group else strips(body, number, width)
+            _kernels[key] = _with_cache_if_possible(made, "-".join(map(str, key)))
+        return _kernels[key]
+
+
+def _with_cache_if_possible(function: Kernel, name: str) -> Kernel:
+    try:
+        return _compiled(function, name, cached=True)
+    except Exception:
+        # No folder can be written, or Numba's cache has changed inside. A real error of the compiler comes again.
+        return _compiled(function, name, cached=False)

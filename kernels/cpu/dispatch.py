@@ -1,0 +1,185 @@
+"""One call of one op: tensors in, plan looked up, kernel run, results filled."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..specs import SPECS
+from .compile import kernel
+from .geometry import ABSENT, ONE, ONE_DOUBLE, Operand, Plan, Unmergeable, make_plan
+from .pool import POOL
+from .strategies import Body, Kernel
+
+# What the operands of an op are. A float may be absent, which counts as zero. A discount may stay a float64 scalar.
+# WANTED is a result that has no memory when nobody asked for it.
+FLOAT, FLAG, DISCOUNT, RESULT, WANTED = "float", "flag", "discount", "result", "wanted"
+
+# Some 30 microseconds of work: for less, waking a second thread costs more than it saves.
+STEPS_PER_CHUNK = 1 << 16
+_CHUNKS_PER_THREAD = 4
+_PLANS_KEPT = 4096
+
+
+class Op(NamedTuple):
+    """A kernel family: a name of its own, its body, and the role of each operand."""
+
+    name: str
+    body: Body
+    roles: tuple[str, ...]
+
+    def argument(self, k: int) -> str:
+        """What the schema calls operand ``k``, for messages."""
+        schema = SPECS[self.name.removesuffix("_forwards")].schema
+        return f"{self.name}: {schema[1:].split(')')[0].split(',')[k].split()[-1]}"
+
+
+class _Prepared(NamedTuple):
+    """What a call needs that does not change while shapes, strides and dtypes stay the same.
+
+    ``conversions``: operands whose dtype or layout no kernel takes, with what to do about it before each call.
+    """
+
+    plan: Plan
+    kernel: Kernel
+    conversions: tuple[tuple[int, Callable[[Tensor], Tensor]], ...]
+    scratch: int
+    chunks: int
+
+
+_prepared: dict[Any, _Prepared] = {}
+_zero = np.zeros(1, dtype=np.float64)
+_ZERO = _zero.ctypes.data
+_local = threading.local()
+
+
+def run(op: Op, arguments: Sequence[Tensor | None], results: tuple[Tensor, ...], time_dim: int) -> None:
+    """Compute ``op`` into ``results``. ``arguments`` are the op's tensors in schema order, absent ones ``None``."""
+    if results[0].numel() == 0:
+        return
+    if results[0].dtype is not torch.float32 and results[0].dtype is not torch.float64:
+        _run_in_single_precision(op, arguments, results, time_dim)
+        return
+    operands = [*arguments, *results]
+    threads = torch.get_num_threads()
+    # The results need no place in the key: their strides follow from the arguments.
+    key: tuple[Any, ...] = (
+        *(op.name, time_dim, threads, results[0].dtype, results[-1].numel()),
+        *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in arguments],
+    )
+    prepared = _prepared.get(key)
+    if prepared is None:
+        if len(_prepared) >= _PLANS_KEPT:
+            _prepared.clear()
+        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads)
+    for k, convert in prepared.conversions:
+        x = operands[k]
+        operands[k] = None if x is None else convert(x)
+    pointers = array("q", [_ZERO if x is None else x.data_ptr() for x in operands])
+    _launch(prepared, pointers, operands, threads)
+
+
+def _launch(prepared: _Prepared, pointers: array[int], operands: Sequence[Tensor | None], threads: int) -> None:
+    plan, function, _, scratch, chunks = prepared
+    address = pointers.buffer_info()[0]
+    if chunks == 1:
+        function(plan.address, address, _scratch(scratch), 0, plan.tasks)
+        return
+
+    # The default arguments keep the memory alive for as long as a helper may write to it, even if the caller is
+    # interrupted.
+    def work(i: int, _pointers: Any = pointers, _operands: Any = operands) -> None:
+        function(plan.address, address, _scratch(scratch), plan.tasks * i // chunks, plan.tasks * (i + 1) // chunks)
+
+    POOL.run(work, chunks, threads)
+
+
+def _scratch(size: int) -> int:
+    """The address of at least ``size`` bytes that belong to this thread."""
+    if not size:
+        return 0
+    memory: np.ndarray | None = getattr(_local, "memory", None)
+    if memory is None or memory.nbytes < size:
+        memory = _local.memory = np.empty(size // 8 + 1, dtype=np.float64)
+        _local.address = memory.ctypes.data
+    address: int = _local.address
+    return address
+
+
+def _run_in_single_precision(
+    op: Op, arguments: Sequence[Tensor | None], results: tuple[Tensor, ...], time_dim: int
+) -> None:
+    wide = tuple(torch.empty_like(x, dtype=torch.float32) for x in results)
+    run(op, arguments, wide, time_dim)
+    for result, x in zip(results, wide, strict=True):
+        result.copy_(x)
+
+
+def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> _Prepared:
+    conversions: dict[int, Callable[[Tensor], Tensor]] = {}
+    tensors = list(operands)
+    for k, (x, role) in enumerate(zip(tensors, op.roles, strict=True)):
+        _check(op, k, x, role)
+        is_scalar = role == DISCOUNT and x is not None and x.dim() == 0 and x.dtype is torch.float64
+        if x is None or role in (FLAG, RESULT, WANTED) or x.dtype is like.dtype or is_scalar:
+            continue
+        conversions[k] = _to(like.dtype)
+        tensors[k] = x.to(like.dtype)
+    try:
+        plan = _plan(op, tensors, like, time_dim, threads)
+    except Unmergeable as problem:
+        for k in problem.operands:
+            conversions[k] = _copied_like(like, op.roles[k])
+            tensors[k] = conversions[k](_present(tensors[k]))
+        plan = _plan(op, tensors, like, time_dim, threads)
+    element = "float64" if like.dtype is torch.float64 else "float32"
+    function = kernel(op.name, op.body, element, plan.width, plan.group)
+    most = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
+    chunks = max(1, min(plan.tasks, like.numel() // STEPS_PER_CHUNK, most))
+    return _Prepared(plan, function, tuple(conversions.items()), plan.scratch * op.body.carries, chunks)
+
+
+def _check(op: Op, k: int, x: Tensor | None, role: str) -> None:
+    if x is None:
+        return
+    if not x.is_cpu:
+        raise ValueError(f"{op.argument(k)} is on {x.device}, expected cpu, where the results are")
+    if role == FLAG and x.dtype is not torch.bool:
+        raise TypeError(f"{op.argument(k)} has dtype {x.dtype}, expected bool")
+
+
+def _present(x: Tensor | None) -> Tensor:
+    assert x is not None
+    return x
+
+
+def _to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.to(dtype)
+
+
+def _copied_like(like: Tensor, role: str) -> Callable[[Tensor], Tensor]:
+    layout = torch.empty_like(like, device="meta", dtype=torch.bool if role == FLAG else like.dtype)
+    return lambda x: torch.empty_like(layout, device="cpu").copy_(x)
+
+
+def _plan(op: Op, tensors: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> Plan:
+    nothing = (0,) * like.dim()
+    operands = []
+    for x, role in zip(tensors, op.roles, strict=True):
+        if x is None:
+            operands.append(Operand(nothing, like.itemsize, ONE))
+        elif role == WANTED and x.numel() == 0:
+            operands.append(Operand(nothing, like.itemsize, ABSENT))
+        else:
+            is_double = role == DISCOUNT and x.dtype is not like.dtype
+            strides = tuple(stride * x.itemsize for stride in x.expand(like.shape).stride())
+            operands.append(Operand(strides, x.itemsize, ONE_DOUBLE if is_double else None))
+    # Only as many parts as there are threads: strips are better long than many.
+    parts = min(threads, like.numel() // STEPS_PER_CHUNK)
+    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), like.itemsize, parts)

@@ -1,0 +1,211 @@
+"""From shapes and strides to a plan: which strategy, over which blocks, and the table of numbers that the kernel reads.
+
+Pure functions of integers; nothing here touches memory that is not its own. The time dimension is set apart. All others
+are *lane* dimensions, and are merged wherever every operand allows it. Those whose stride in the result is below that
+of time lie inside a time step, the others outside. The strategy follows from the result, because every result is dense:
+
+- nothing inside a step: rows of time (``group`` 1);
+- too few lanes inside to fill a register: rows of time and those lanes together (``group`` lanes);
+- otherwise: strips of lanes.
+
+Operands may have any strides. What is not laid out like the result is gathered, not copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# How an operand lies along a block. ONE_DOUBLE: a single float64, whatever the kernel computes in. ABSENT: a result
+# that nobody asked for.
+CONTIGUOUS, ONE, ONE_DOUBLE, GATHERED, ABSENT = range(5)
+
+# The plan of a kernel, in 64-bit words. STEPS: of time. INNER: rows in the innermost dimension of rows, or lanes to be
+# cut into strips of STRIP. SPLIT: lanes in the inner of the two lane dimensions of a block. Then tables with one word
+# per operand: kind, time stride, lane stride, outer lane stride, stride of the INNER rows. Then OUTER_DIMENSIONS times
+# a size and one stride per operand, the innermost first. All strides in bytes.
+STEPS, INNER, STRIP, SPLIT, OUTER_DIMENSIONS = range(5)
+HEADER, TABLES = 5, 5
+
+REGISTER_BYTES = 64
+# The strip's carries should stay in the second-level cache, and a row of it should be long enough for the prefetcher.
+MAX_STRIP_BYTES = 64 * 1024
+# Shorter rows than this make the prefetcher start anew so often that a second thread gains nothing.
+MIN_SHARED_STRIP_BYTES = 8 * 1024
+
+
+class Operand(NamedTuple):
+    """Strides in bytes, one per dimension of the full shape, 0 where broadcast; ``kind`` where it is given."""
+
+    strides: tuple[int, ...]
+    itemsize: int
+    kind: int | None = None
+
+
+class Dimension(NamedTuple):
+    """A dimension of the full shape and the stride of each operand along it."""
+
+    size: int
+    strides: tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    """``width`` and ``group`` make the kernel; ``group == 0`` stands for strips. ``scratch``: bytes for each carry."""
+
+    width: int
+    group: int
+    tasks: int
+    scratch: int
+    words: np.ndarray
+    address: int
+
+
+class Unmergeable(ValueError):
+    """Too many small lane dimensions that some operand keeps apart; ``operands`` says which ones to copy."""
+
+    def __init__(self, operands: list[int]) -> None:
+        self.operands = operands
+        super().__init__(f"operands {operands} keep small lane dimensions apart")
+
+
+def merged(dimensions: Sequence[Dimension]) -> list[Dimension]:
+    """Neighbours joined wherever the outer stride of every operand is the inner one times the inner size."""
+    out: list[Dimension] = []
+    for d in dimensions:
+        if d.size == 1:
+            continue
+        if out and all(outer == inner * d.size for outer, inner in zip(out[-1].strides, d.strides, strict=True)):
+            d = Dimension(out.pop().size * d.size, d.strides)
+        out.append(d)
+    return out
+
+
+def make_plan(
+    shape: Sequence[int], time_dim: int, operands: Sequence[Operand], result: int, itemsize: int, parts: int = 1
+) -> Plan:
+    """The plan for these operands. ``result``: which of them is laid out as all results are. ``parts``: how many strips
+    there should be at least, if there are lanes enough, for as many threads.
+
+    Raises:
+        Unmergeable: if the lanes inside a time step make more than two dimensions and too few lanes.
+    """
+    full = REGISTER_BYTES // itemsize
+    time = Dimension(shape[time_dim], tuple(x.strides[time_dim] for x in operands))
+    lanes = [
+        Dimension(size, tuple(x.strides[d] for x in operands))
+        for d, size in enumerate(shape)
+        if d != len(shape) + time_dim and size > 1
+    ]
+    lanes.sort(key=lambda d: -d.strides[result])
+    inside = merged([d for d in lanes if time.size == 1 or d.strides[result] < time.strides[result]])
+    outside = merged([d for d in lanes if time.size > 1 and d.strides[result] > time.strides[result]])
+    packed, rest = _innermost(inside, full)
+    count = math.prod(d.size for d in packed)
+    if count >= full:
+        return _strips(time, packed, outside + rest, operands, full, itemsize, parts)
+    if rest:
+        raise Unmergeable(_culprits(inside))
+    width = full // count * count
+    while count == 1 and width > 4 and width > time.size:
+        width //= 2
+    return _rows(time, packed, outside, operands, width, count)
+
+
+def _innermost(inside: list[Dimension], full: int) -> tuple[list[Dimension], list[Dimension]]:
+    """The lane dimensions that blocks are made of, at most two, and those that are left."""
+    take = 1 if inside and inside[-1].size >= full else 2
+    return inside[-take:], inside[:-take]
+
+
+def _culprits(inside: list[Dimension]) -> list[int]:
+    """The operands for which these dimensions cannot be merged into one."""
+    return [
+        k
+        for k in range(len(inside[0].strides))
+        if len(merged([Dimension(d.size, (d.strides[k],)) for d in inside])) > 1
+    ]
+
+
+def _kinds(
+    operands: Sequence[Operand], time: Dimension, packed: list[Dimension], group: int, across: bool
+) -> tuple[int, ...]:
+    kinds = []
+    for k, x in enumerate(operands):
+        strides = [d.strides[k] for d in packed] + ([] if across else [time.strides[k]])
+        dense: list[int] = []
+        size = x.itemsize
+        for d in reversed(packed):
+            dense.insert(0, size)
+            size *= d.size
+        dense += [] if across else [size]
+        if x.kind is not None:
+            kinds.append(x.kind)
+        elif strides == dense or (time.size == 1 and strides[: len(packed)] == dense[: len(packed)]):
+            kinds.append(CONTIGUOUS)
+        else:
+            kinds.append(ONE if not any(strides) else GATHERED)
+    return tuple(kinds)
+
+
+def _words(
+    time: Dimension,
+    packed: list[Dimension],
+    kinds: tuple[int, ...],
+    inner: Dimension,
+    strip: int,
+    outer: list[Dimension],
+) -> np.ndarray:
+    nothing = (0,) * len(kinds)
+    lane = packed[-1] if packed else Dimension(1, nothing)
+    outer_lane = packed[0] if len(packed) > 1 else Dimension(1, nothing)
+    words = [time.size, inner.size, strip, lane.size, len(outer)]
+    words += [*kinds, *time.strides, *lane.strides, *outer_lane.strides, *inner.strides]
+    for d in reversed(outer):
+        words += [d.size, *d.strides]
+    return np.array(words, dtype=np.int64)
+
+
+def _rows(
+    time: Dimension,
+    packed: list[Dimension],
+    outside: list[Dimension],
+    operands: Sequence[Operand],
+    width: int,
+    group: int,
+) -> Plan:
+    *outer, inner = outside or [Dimension(1, (0,) * len(operands))]
+    words = _words(time, packed, _kinds(operands, time, packed, group, False), inner, 0, outer)
+    tasks = math.prod(d.size for d in outside)
+    return Plan(width, group, tasks, 0, words, words.ctypes.data)
+
+
+def _strips(
+    time: Dimension,
+    packed: list[Dimension],
+    outer: list[Dimension],
+    operands: Sequence[Operand],
+    width: int,
+    itemsize: int,
+    parts: int,
+) -> Plan:
+    total, others = math.prod(d.size for d in packed), math.prod(d.size for d in outer)
+    share = max(-(-total // max(1, -(-parts // others))), MIN_SHARED_STRIP_BYTES // itemsize)
+    strip = strip_size(total, width, min(MAX_STRIP_BYTES // itemsize, share))
+    inner = Dimension(total, (0,) * len(operands))
+    words = _words(time, packed, _kinds(operands, time, packed, width, True), inner, strip, outer)
+    tasks = others * -(-total // strip)
+    return Plan(width, 0, tasks, strip * itemsize, words, words.ctypes.data)
+
+
+def strip_size(total: int, width: int, limit: int) -> int:
+    """Lanes per strip: whole registers, at most about ``limit``, and never a last strip too small for one register.
+
+    Where strips end makes no difference to a result: every lane is computed by the same instructions in any of them.
+    """
+    strip = -(-min(total, limit) // width) * width
+    while total > strip and 0 < total % strip < width:
+        strip += width
+    return strip
