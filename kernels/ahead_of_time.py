@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import families
-from .launch import launch_arguments, prepared_for
+from .launch import compiler_options, launch_arguments, prepared_for
 from .plan import Plan
 from .specs import allocate
 
@@ -102,7 +102,7 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
             types[name] = signature.of(given[name], (i,))
     source = ASTSource(fn=kernel, signature=types, constexprs=signature.constants, attrs=signature.attributes)
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": prepared.plan.warps})
+    compiled = triton.compile(source, target=target, options=compiler_options(prepared.plan))
     accesses = Counter(re.findall(r"\b((?:ld|st)\.global[.\w]*)", compiled.asm["ptx"]))
     usage = _resource_usage(compiled.asm["cubin"])
     parameters = tuple(_run_time(types))

@@ -21,14 +21,9 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
     backend reads it on the host. A compiled graph would lose CUDA graphs to a CPU tensor, so there it is made on the device.
     """
     if isinstance(x, Tensor):
-        if x.dim() and x.device != like.device:
-            raise ValueError(f"{name} is on {x.device}, expected {like.device}, where the data are")
-        if x.dim() > len(shape) or any(
-            n not in (1, m) for n, m in zip(reversed(x.shape), reversed(shape), strict=False)
-        ):
-            raise RuntimeError(
-                f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}"
-            )
+        if x.dim() or x.device.type != "cpu":
+            _check_device(name, x, like)
+        _check_shape(name, x, shape)
         return x
     if not isinstance(x, (int, float)) and not torch.is_tensor(x) and not hasattr(x, "__float__"):
         raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
@@ -37,7 +32,23 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
     return torch.scalar_tensor(x, dtype=torch.float64)
 
 
-def _flag(name: str, x: Tensor, shape: torch.Size) -> Tensor:
+def _fits(own: torch.Size, shape: torch.Size) -> bool:
+    """Whether a tensor of shape ``own`` can be expanded to ``shape``."""
+    return len(own) <= len(shape) and all(n in (1, m) for n, m in zip(reversed(own), reversed(shape), strict=False))
+
+
+def _check_shape(name: str, x: Tensor, shape: torch.Size) -> None:
+    if x.shape != shape and not _fits(x.shape, shape):
+        raise RuntimeError(f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}")
+
+
+def _check_device(name: str, x: Tensor, like: Tensor) -> None:
+    # A kernel would take another device's memory for its own.
+    if x.device != like.device:
+        raise ValueError(f"{name} is on {x.device}, expected {like.device}, where the data are")
+
+
+def _flag(name: str, x: Tensor, like: Tensor, shape: torch.Size) -> Tensor:
     """A bool tensor that broadcasts to ``shape``; integers mean "not zero"."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a bool tensor, got {type(x).__name__}")
@@ -45,18 +56,21 @@ def _flag(name: str, x: Tensor, shape: torch.Size) -> Tensor:
         if x.dtype.is_floating_point or x.dtype.is_complex:
             raise TypeError(f"{name} must be a bool tensor, got dtype {x.dtype}")
         x = x != 0
-    if x.shape != shape and torch.broadcast_shapes(x.shape, shape) != shape:
-        raise RuntimeError(f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}")
+    _check_device(name, x, like)
+    _check_shape(name, x, shape)
     return x
 
 
 def _shape(**data: Tensor) -> torch.Size:
     """The common shape of the data, with an error that names who does not fit."""
+    first_name, first = next(iter(data.items()))
     for name, x in data.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.dtype.is_complex:
             raise TypeError(f"{name} must be real, got dtype {x.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name} is on {x.device}, expected {first.device}, where {first_name} is")
     try:
         return full_shape(list(data.values()))
     except RuntimeError:
@@ -102,8 +116,11 @@ def linear_recurrence(
     shape = _shape(a=a, b=b)
     time_dim = _negative(time_dim, shape)
     if carry is not None:
+        if not isinstance(carry, Tensor):
+            raise TypeError(f"carry must be a tensor, got {type(carry).__name__}")
+        _check_device("carry", carry, b)
         lanes = shape[:time_dim] + shape[len(shape) + time_dim + 1 :]
-        if carry.shape != lanes and torch.broadcast_shapes(carry.shape, lanes) != lanes:
+        if carry.shape != lanes and not _fits(carry.shape, lanes):
             raise RuntimeError(
                 f"carry has shape {tuple(carry.shape)}, expected {tuple(lanes)} (the data's without time)"
             )
@@ -162,8 +179,8 @@ def gae(
         reward,
         value,
         next_value,
-        _flag("done", done, shape),
-        None if terminated is None else _flag("terminated", terminated, shape),
+        _flag("done", done, reward, shape),
+        None if terminated is None else _flag("terminated", terminated, reward, shape),
         _discount("gamma", gamma, value, shape, dtype),
         _discount("lmbda", lmbda, value, shape, dtype),
         _negative(time_dim, shape),
@@ -203,8 +220,8 @@ def td_lambda_return(
         "td_lambda_return",
         reward,
         next_value,
-        _flag("done", done, shape),
-        None if terminated is None else _flag("terminated", terminated, shape),
+        _flag("done", done, reward, shape),
+        None if terminated is None else _flag("terminated", terminated, reward, shape),
         _discount("gamma", gamma, reward, shape, dtype),
         _discount("lmbda", lmbda, reward, shape, dtype),
         _negative(time_dim, shape),
@@ -228,7 +245,7 @@ def reward_to_go(reward: Tensor, done: Tensor, *, gamma: Discount, time_dim: int
     result: Tensor = call(
         "reward_to_go",
         reward,
-        _flag("done", done, shape),
+        _flag("done", done, reward, shape),
         _discount("gamma", gamma, reward, shape, result_dtype(reward)),
         _negative(time_dim, shape),
     )
@@ -283,8 +300,8 @@ def vtrace(
     result: tuple[Tensor, Tensor] = call(
         "vtrace",
         *data.values(),
-        _flag("done", done, shape),
-        None if terminated is None else _flag("terminated", terminated, shape),
+        _flag("done", done, reward, shape),
+        None if terminated is None else _flag("terminated", terminated, reward, shape),
         _discount("gamma", gamma, value, shape, dtype),
         _discount("rho_thresh", rho_thresh, value, shape, dtype),
         _discount("c_thresh", c_thresh, value, shape, dtype),

@@ -26,7 +26,20 @@ Recurrence = Callable[[Tensor, Tensor, Tensor | None, int, bool], Tensor]
 
 def _product(g: Tensor, x: Tensor) -> Tensor:
     """``g * x``, but zero where no gradient arrives at a NaN or an inf: a poisoned step that nobody looks at stays harmless."""
-    return g * torch.where(torch.isfinite(x) | (g != 0), x, 0.0)
+    return g * _seen(g, x)
+
+
+def _seen(g: Tensor, x: Tensor) -> Tensor:
+    """``x`` as a factor of the gradient ``g``: zero in place of a NaN or an inf where no gradient arrives.
+
+    Where a product contains a sum of inputs, each is taken like this: otherwise a second derivative would still meet the NaN.
+    """
+    return torch.where(torch.isfinite(x) | (g != 0), x, 0.0)
+
+
+def _error_product(g: Tensor, reward: Tensor, gamma: Tensor, following: Tensor, value: Tensor) -> Tensor:
+    """``g * (r + gamma u - V)``, with the future ``u``."""
+    return g * (_seen(g, reward) + gamma * _seen(g, following) - _seen(g, value))
 
 
 def _adjoint(a: Tensor, grad: Tensor, time_dim: int, recurrence: Recurrence) -> Tensor:
@@ -50,13 +63,16 @@ def linear_recurrence_backward(
     entering = (next_step if reverse else previous_step)(y, carry, time_dim)
     # Selected, not multiplied: where a[t] is zero because of a done, what lies behind may be NaN.
     grad_a = _product(g, torch.where(torch.isfinite(entering) | (a != 0), entering, 0.0))
-    steps = grad.shape[time_dim]
+    return grad_a, g, carry_gradient(a, g, time_dim, reverse)
+
+
+def carry_gradient(a: Tensor, g: Tensor, time_dim: int, reverse: bool) -> Tensor:
+    """Gradient with respect to the carry: ``a g`` of the step that it enters, and zero when there is none."""
+    steps = g.shape[time_dim]
     if steps == 0:
-        empty = grad.sum(time_dim)
-        return grad_a, g, empty
+        return g.sum(time_dim)
     edge = steps - 1 if reverse else 0
-    grad_carry = a.select(time_dim, edge) * g.select(time_dim, edge)
-    return grad_a, g, grad_carry
+    return _product(a.expand(g.shape).select(time_dim, edge), g.select(time_dim, edge))
 
 
 def gae_backward(
@@ -80,10 +96,10 @@ def gae_backward(
     grad_next_value = torch.where(terminated, 0.0, gamma * g)
     grad_gamma = grad_lmbda = None
     if with_discounts:
-        following = torch.where(done, 0.0, next_step(advantage.to(dtype), None, time_dim))
-        bootstrap = torch.where(terminated, 0.0, next_value.to(dtype))
-        grad_gamma = _product(g, bootstrap + lmbda * following)
-        grad_lmbda = _product(g, gamma * following)
+        following = _seen(g, torch.where(done, 0.0, next_step(advantage.to(dtype), None, time_dim)))
+        bootstrap = _seen(g, torch.where(terminated, 0.0, next_value.to(dtype)))
+        grad_gamma = g * (bootstrap + lmbda * following)
+        grad_lmbda = g * gamma * following
     return g, grad_target - g, grad_next_value, grad_gamma, grad_lmbda
 
 
@@ -108,11 +124,11 @@ def td_lambda_return_backward(
     grad_next_value = torch.where(terminated, 0.0, gamma * weight * g)
     grad_gamma = grad_lmbda = None
     if with_discounts:
-        bootstrap = torch.where(terminated, 0.0, next_value.to(dtype))
-        following = torch.where(closed, 0.0, next_step(returns.to(dtype), None, time_dim))
+        bootstrap = _seen(g, torch.where(terminated, 0.0, next_value.to(dtype)))
+        following = _seen(g, torch.where(closed, 0.0, next_step(returns.to(dtype), None, time_dim)))
         used = torch.where(weight == 0, 0.0, bootstrap)
-        grad_gamma = _product(g, weight * used + lmbda * following)
-        grad_lmbda = _product(g, torch.where(closed, 0.0, gamma * (following - bootstrap)))
+        grad_gamma = g * (weight * used + lmbda * following)
+        grad_lmbda = g * torch.where(closed, 0.0, gamma * (following - bootstrap))
     return g, grad_next_value, grad_gamma, grad_lmbda
 
 
@@ -172,10 +188,11 @@ def vtrace_backward(
     scaled = _product(grad_advantage, rho)
     to_next = torch.where(terminated, 0.0, gamma * scaled)
     dx = grad_target + previous_step(torch.where(closed, 0.0, to_next).expand(target.shape), None, time_dim)
-    g = _adjoint(torch.where(done, 0.0, gamma * c), dx, time_dim, recurrence)
-    grad_rho = _product(g, reward + gamma * bootstrap - value)
-    grad_rho = grad_rho + _product(grad_advantage, reward + gamma * following - value)
-    grad_c = _product(g, gamma * correction)
+    # A NaN ratio, of padding say, passes nothing on: NaN times the zero gradient of a step that nobody looks at is NaN.
+    g = _adjoint(torch.where(done | c.isnan(), 0.0, gamma * c), dx, time_dim, recurrence)
+    grad_rho = _error_product(g, reward, gamma, bootstrap, value)
+    grad_rho = grad_rho + _error_product(grad_advantage, reward, gamma, following, value)
+    grad_c = g * gamma * _seen(g, correction)
     grad_ratio = torch.where(ratio <= rho_thresh, grad_rho, 0.0) + torch.where(ratio <= c_thresh, grad_c, 0.0)
     grad_log_pi = _product(grad_ratio, ratio)
     grad_reward = _product(g, rho) + scaled
@@ -183,7 +200,7 @@ def vtrace_backward(
     grad_next_value = torch.where(terminated, 0.0, _product(g, gamma * rho)) + torch.where(closed, to_next, 0.0)
     if not with_discounts:
         return grad_log_pi, grad_reward, grad_value, grad_next_value, None, None, None
-    grad_gamma = _product(g, rho * bootstrap + c * correction) + _product(scaled, following)
+    grad_gamma = _product(g, rho * _seen(g, bootstrap) + c * _seen(g, correction)) + scaled * _seen(scaled, following)
     grad_rho_thresh = torch.where(ratio > rho_thresh, grad_rho, 0.0)
     grad_c_thresh = torch.where(ratio > c_thresh, grad_c, 0.0)
     return grad_log_pi, grad_reward, grad_value, grad_next_value, grad_gamma, grad_rho_thresh, grad_c_thresh

@@ -209,6 +209,14 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
     return {**pointers, **prepared.arguments, **prepared.constants}
 
 
+def compiler_options(plan: Plan) -> dict[str, Any]:
+    """How the kernel of this plan is to be compiled."""
+    if plan.strategy == "split":
+        # With no limit of ours the assembler sets itself one, of 64 registers, and would rather spill than use a few more.
+        return {"num_warps": plan.warps, "maxnreg": 255}
+    return {"num_warps": plan.warps}
+
+
 def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
     """What the tiles of the split strategy tell each other: a ticket counter and flags at zero, and room for their maps."""
     programs = plan.grid[0]
@@ -217,15 +225,18 @@ def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
     return {"flags": flags, "published": published}
 
 
-def _one_layout(recurrence: Recurrence, like: Tensor) -> Recurrence:
+def _one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrence:
     """The same recurrence with every input copied to the memory order of ``like``: the way out of scattered layouts."""
 
-    def copied(x: Tensor | None) -> Tensor | None:
+    def copied(x: Tensor | None, like: Tensor = like) -> Tensor | None:
         if x is None or x.numel() == 1:
             return x
         return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
-    return recurrence._replace(inputs=tuple((copied(x), tap) for x, tap in recurrence.inputs))
+    # One step of `like` would leave gaps in the carry, which then does not merge: a dense one in the same order.
+    step = like.select(time_dim, 0)
+    carry = copied(recurrence.carry, step)
+    return recurrence._replace(inputs=tuple((copied(x), tap) for x, tap in recurrence.inputs), carry=carry)
 
 
 def _run(op: str, *args: Any) -> Any:
@@ -237,13 +248,11 @@ def _run(op: str, *args: Any) -> Any:
         try:
             prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
         except TooScattered:
-            recurrence = _one_layout(recurrence, outputs[0])
-            if recurrence.carry is not None:
-                recurrence = recurrence._replace(carry=recurrence.carry.contiguous())
+            recurrence = _one_layout(recurrence, outputs[0], time_dim)
             prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
         plan = prepared.plan
         with _on(outputs[0].device):
-            prepared.kernel[plan.grid](**launch_arguments(recurrence, outputs, prepared), num_warps=plan.warps)
+            prepared.kernel[plan.grid](**launch_arguments(recurrence, outputs, prepared), **compiler_options(plan))
     return results if len(results) > 1 else results[0]
 
 
@@ -274,8 +283,9 @@ def linear_recurrence_backward(
         # The step at the edge was computed from the carry, which no tap of the kernel reaches.
         edge = y.shape[time_dim] - 1 if reverse else 0
         a_edge = a.expand(y.shape).select(time_dim, edge)
-        kept = (a_edge != 0) | torch.isfinite(carry)
-        grad_a.select(time_dim, edge).copy_(torch.where(kept, grad_b.select(time_dim, edge) * carry, 0.0))
+        g_edge = grad_b.select(time_dim, edge)
+        kept = torch.isfinite(carry) | ((a_edge != 0) & (g_edge != 0))
+        grad_a.select(time_dim, edge).copy_(torch.where(kept, g_edge * carry, 0.0))
     return grad_a, grad_b
 
 

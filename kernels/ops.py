@@ -111,10 +111,7 @@ def _linear_recurrence_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
         grad_a, grad_b, grad_carry = twin(grad, a, y, carry, ctx.time_dim, ctx.reverse, _recurrence)
     else:
         grad_a, grad_b = torch.ops.tritonrl.linear_recurrence_backward(grad, a, y, carry, ctx.time_dim, ctx.reverse)
-        grad_carry = None
-        if carry is not None:
-            edge = y.shape[ctx.time_dim] - 1 if ctx.reverse else 0
-            grad_carry = a.expand(y.shape).select(ctx.time_dim, edge) * grad_b.select(ctx.time_dim, edge)
+        grad_carry = None if carry is None else gradients.carry_gradient(a, grad_b, ctx.time_dim, ctx.reverse)
     needs = ctx.needs_input_grad
     return (
         _sum_to(grad_a, a, needs[0]),

@@ -14,6 +14,15 @@ from .scan import apply
 
 
 @triton.jit
+def step_at(place, steps, REVERSE: tl.constexpr, WIDE: tl.constexpr):
+    """The step that is processed as the ``place``-th, wide enough to be multiplied by a stride."""
+    t = steps - 1 - place if REVERSE else place
+    if WIDE:
+        t = tl.cast(t, tl.int64)
+    return t
+
+
+@triton.jit
 def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, outer, inner, t, steps, mask,
               ACC: tl.constexpr):  # fmt: skip
     """The value of every input at step ``t`` for a strip of lanes."""
@@ -61,11 +70,11 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, lane_c
     for first in range(0, steps, UNROLL):
         xs = ()
         for k in tl.static_range(UNROLL):
-            t = steps - 1 - first - k if REVERSE else first + k
+            t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
             xs = xs + (load_step(inputs, strides, uniforms, KINDS, TAPS, outer, inner, t, steps, mask, ACC),)
         for k in tl.static_range(UNROLL):
-            t = steps - 1 - first - k if REVERSE else first + k
+            t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
             is_last = t == steps - 1
             a, b = COEFFICIENTS(xs[k], is_last, KINDS)

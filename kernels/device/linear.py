@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .scan import either
+from .scan import either, product
 
 
 @triton.jit
@@ -39,4 +39,4 @@ def linear_backward_finish(x, entering, h, is_last, KINDS: tl.constexpr):
     g = x[0] + entering
     a, y = x[1], x[2]
     kept = either(a != 0, tl.abs(y) < float("inf"))
-    return tl.where(kept, g * y, 0.0), g
+    return product(g, tl.where(kept, y, 0.0)), g

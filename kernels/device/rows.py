@@ -134,6 +134,8 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, 
         carry = tl.load(carry_in + start, in_range, other=0).to(ACC)
     for first in range(0, vectors, Q):
         place = first + tl.arange(0, Q)
+        if WIDE:
+            place = place.to(tl.int64)
         vector = vectors - 1 - place if REVERSE else place
         mask = in_range & (place < vectors)[None, :]
         xs = load_vectors(

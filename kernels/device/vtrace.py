@@ -13,7 +13,13 @@ from .scan import either, product
 def importance(log_pi, log_mu, rho_thresh, c_thresh):
     """``pi/mu`` and its two truncations, rho and c."""
     ratio = tl.exp(log_pi - log_mu)
-    return ratio, tl.minimum(ratio, rho_thresh), tl.minimum(ratio, c_thresh)
+    return ratio, truncated(ratio, rho_thresh), truncated(ratio, c_thresh)
+
+
+@triton.jit
+def truncated(ratio, threshold):
+    """The smaller of two; NaN if one of them is (the processor's own minimum would give the other one)."""
+    return tl.minimum(ratio, threshold, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -49,7 +55,7 @@ def vtrace_finish(x, entering, state, is_last, KINDS: tl.constexpr):
 @triton.jit
 def vtrace_to_next(grad_advantage, log_pi, log_mu, done, terminated, gamma, rho_thresh):
     """What the advantage of a step sends to the target of the following one, ``rho gamma dA``, unless the step closes."""
-    rho = tl.minimum(tl.exp(log_pi - log_mu), rho_thresh)
+    rho = truncated(tl.exp(log_pi - log_mu), rho_thresh)
     return tl.where(either(done, terminated), 0.0, product(grad_advantage, gamma * rho))
 
 
@@ -67,7 +73,8 @@ def vtrace_backward_coefficients(x, is_last, KINDS: tl.constexpr):
         terminated = done
     else:
         terminated = x[8]
-    a = tl.where(done, 0.0, gamma * c)
+    # A NaN ratio, of padding say, passes nothing on: NaN times the zero gradient of a step that nobody looks at is NaN.
+    a = tl.where(either(done, c != c), 0.0, gamma * c)
     b = vtrace_to_next(x[0], x[2], x[3], done, terminated, gamma, x[10])
     if KINDS[1] == ABSENT:
         return a, b

@@ -1,0 +1,67 @@
+"""The self-check passes here, looks at every op, and fails when an op is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tritonrl import kernels
+from tritonrl.kernels import check, torch_backend
+from tritonrl.kernels.specs import SPECS
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_op_agrees_with_its_twin_on_this_machine(device: str) -> None:
+    results = kernels.self_check(device)
+    assert [result.op for result in results] == list(SPECS)
+    for result in results:
+        assert result.ok, result
+        assert 0 <= result.max_error <= check.TOLERANCE
+        assert result.detail == ""
+        assert result.backend == {"cpu": "numba", "cuda": "triton"}[device]
+
+
+def broken(op: str, how: str) -> Any:
+    """The twin of ``op`` with one number of one result spoilt."""
+
+    def spoilt(*args: Any) -> Any:
+        results = getattr(torch_backend, op)(*args)
+        last = results if isinstance(results, Tensor) else results[-1]
+        last[-1, -1] = last[-1, -1] + 1.0 if how == "off" else float("nan")
+        return results
+
+    return spoilt
+
+
+@pytest.mark.parametrize("how", ["off", "nan"])
+@pytest.mark.parametrize("op", SPECS)
+def test_one_wrong_number_in_one_result_is_found(op: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Backend:
+        def __getattr__(self, name: str) -> Any:
+            return broken(name, how) if name == op else getattr(torch_backend, name)
+
+    monkeypatch.setattr(check, "backend_for", lambda device: Backend())
+    other = "gae" if op != "gae" else "vtrace"
+    monkeypatch.setattr(check, "SPECS", {name: SPECS[name] for name in (op, other)})
+    results = {result.op: result for result in check.self_check()}
+    assert [name for name, result in results.items() if not result.ok] == [op]
+    assert "contiguous" in results[op].detail
+    assert not results[op].max_error <= check.TOLERANCE
+
+
+def test_the_arguments_are_in_schema_order_and_hide_nan_behind_terminated() -> None:
+    for op in SPECS:
+        names = [argument.name for argument in getattr(torch.ops.tritonrl, op).default._schema.arguments]
+        args = dict(zip(names, check._arguments(op, 37, 5, "cpu", False), strict=True))
+        assert args["time_dim"] == -1
+        if "next_value" in args:
+            assert args["terminated"].any()
+            assert (args["next_value"].isnan() == args["terminated"]).all()
+            assert (args["done"] | ~args["terminated"]).all()
+        transposed = check._arguments(op, 37, 5, "cpu", True)
+        assert {x.stride() for x in transposed if isinstance(x, Tensor) and x.dim() == 2} == {(1, 5)}

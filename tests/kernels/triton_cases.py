@@ -1,0 +1,366 @@
+"""The Triton kernels, run: in Triton's interpreter on the CPU, or natively on a CUDA device. Started by test_triton.py.
+
+The interpreter takes a good part of a second for a launch, so tiles are forced to be tiny: a handful of steps then needs
+several programs, several tiles and a partial one of each. Both directions of time run, because a gradient runs forwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tritonrl import kernels
+from tritonrl.kernels import launch
+from tritonrl.kernels.backend import interpreting
+from tritonrl.kernels.geometry import Lanes
+from tritonrl.kernels.plan import Plan, ceil_div
+
+from . import oracle
+from .arguments import (
+    DATA,
+    Args,
+    assert_close,
+    convert,
+    draw,
+    floating,
+    gradients,
+    laid_out,
+    one_flag,
+    run,
+    scattered,
+    upstream_for,
+)
+from .arguments import LAYOUTS as ALL_LAYOUTS
+
+DEVICE = "cpu" if interpreting() else "cuda"
+# The general recurrence always with a carry: without one it is a part of all the others.
+OPS = ("linear_recurrence_carried", "linear_recurrence_forwards", "gae", "td_lambda_return", "reward_to_go", "vtrace")
+
+
+@pytest.fixture(autouse=True)
+def _on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    launch._prepared.clear()
+    if interpreting():
+        import triton.runtime.interpreter as interpreter
+
+        # Checks every addition of integers for overflow, at a third of the time. See far_apart for what is lost.
+        with contextlib.suppress(AttributeError, TypeError):
+            options = dataclasses.replace(interpreter.interpreter_builder.options, sanitize_overflow=False)
+            monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
+    with kernels.use_backend("triton"):
+        yield
+    launch._prepared.clear()
+
+
+Force = Callable[..., None]
+
+
+@pytest.fixture
+def force(monkeypatch: pytest.MonkeyPatch) -> Force:
+    """Make every launch use one strategy with tiny tiles."""
+
+    def forced(
+        strategy: str, lanes: int, vector: int = 1, vectors: int = 1, unroll: int = 1, by_outer: bool = False
+    ) -> None:
+        def choose(sizes: Lanes, *_: Any) -> Plan:
+            blocks = ceil_div(sizes.inner if by_outer else sizes.lanes, lanes)
+            grid: tuple[int, ...] = (blocks,)
+            if strategy == "lanes":
+                grid = (blocks, sizes.outer if by_outer else 1)
+            if strategy == "split":
+                grid = (blocks * ceil_div(sizes.steps, vector * vectors),)
+            return Plan(strategy, grid, lanes, 1, vector, vectors, unroll, by_outer)
+
+        monkeypatch.setattr(launch, "choose_plan", choose)
+        launch._prepared.clear()
+
+    return forced
+
+
+def strategies_used() -> set[str]:
+    return {prepared.plan.strategy for prepared in launch._prepared.values()}
+
+
+def to_device(args: Args) -> Args:
+    """On the device with the strides kept; numbers, and discounts without a dimension, stay on the host."""
+    if DEVICE == "cpu":
+        return args
+    return {name: moved(x) if isinstance(x, Tensor) and x.dim() else x for name, x in args.items()}
+
+
+def moved(x: Tensor) -> Tensor:
+    extent = x.storage_offset() + 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    whole = x.as_strided((extent,), (1,), 0).to(DEVICE)
+    return whole.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def check(op: str, args: Args, time_dim: int, what: object = "") -> None:
+    """The results are those of the oracle."""
+    expected = oracle.compute(op, args, time_dim)
+    for actual, wanted in zip(run(op, to_device(args), time_dim), expected, strict=True):
+        assert_close(actual, wanted, what)
+
+
+def check_gradients(
+    op: str,
+    args: Args,
+    time_dim: int,
+    names: tuple[str, ...] | None = None,
+    used: tuple[bool, ...] = (True, True),
+    accumulated: float | None = None,
+) -> None:
+    """The results of one forward pass and the gradients of one backward pass are those of the oracle."""
+    names = names or tuple(n for n in floating(op) if isinstance(args[n], Tensor) and args[n].is_floating_point())
+    given = to_device(args)
+    like = given[DATA[op][0]]
+    upstream = tuple(g.to(like) if use else None for g, use in zip(upstream_for(op, given), used, strict=False))
+    check(op, args, time_dim)
+    actual = gradients(op, given, time_dim, upstream, names)
+    expected = oracle.gradients(op, args, time_dim, upstream, names)
+    for name in names:
+        assert_close(
+            actual[name], expected[name], name, accumulated or (1e-12 if like.dtype is torch.float64 else 1e-5)
+        )
+
+
+def hide_nan(args: Args) -> Args:
+    """NaN in every next value behind a terminal step."""
+    if "next_value" not in args:
+        return args
+    ends = args["done"] if args.get("terminated") is None else args["terminated"]
+    return args | {"next_value": args["next_value"].masked_fill(ends, math.nan)}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_rows_in_several_tiles_with_discounts_of_each_step(op: str, force: Force) -> None:
+    force("rows", lanes=2, vector=2, vectors=2)
+    args = hide_nan(convert(draw(op, (3, 6), -1, ends=0.3, discounts="step"), torch.float32))
+    check_gradients(op, args, -1)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_strips_in_several_rounds_with_numbers_and_no_terminated(op: str, force: Force) -> None:
+    force("lanes", lanes=2, unroll=2)
+    args = convert(draw(op, (5, 3), 0, ends=0.3), torch.float32)
+    args.pop("terminated", None)
+    check_gradients(op, hide_nan(args), 0)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_tiles_that_look_back_with_discounts_that_are_one_number(op: str, force: Force) -> None:
+    force("split", lanes=2, vectors=2)
+    args = hide_nan(convert(draw(op, (3, 3), -1, ends=0.2, discounts="scalar"), torch.float32))
+    check_gradients(op, args, -1)
+
+
+@pytest.mark.parametrize(("vector", "dtype"), [(1, torch.float64), (4, torch.float32), (8, torch.bfloat16)], ids=str)
+def test_vectors_of_every_width_in_every_dtype(vector: int, dtype: torch.dtype, force: Force) -> None:
+    force("rows", lanes=1, vector=vector, vectors=2)
+    for op in ("gae", "linear_recurrence_forwards"):
+        check(op, hide_nan(convert(draw(op, (2, 3 * vector), -1, ends=0.1), dtype)), -1, op)
+
+
+@pytest.mark.parametrize("strategy", ["rows", "lanes"])
+def test_float64_keeps_its_precision_to_the_gradient(strategy: str, force: Force) -> None:
+    force(strategy, lanes=2, vectors=2)
+    for op in ("vtrace",) if strategy == "rows" else ("td_lambda_return",):
+        check_gradients(op, hide_nan(draw(op, (2, 3), -1, discounts="scalar")), -1)
+
+
+def test_half_precision_is_summed_in_float32_and_mixes_with_others(force: Force) -> None:
+    force("lanes", lanes=4, unroll=4)
+    check("gae", convert(draw("gae", (6, 3), 0, ends=0.1), torch.float16), 0)
+    args = convert(draw("gae", (6, 3), 0, ends=0.1), torch.bfloat16)
+    check("gae", args | {"value": args["value"].float(), "reward": (10 * args["reward"]).long()}, 0)
+    accumulated = 4e-2  # what was saved for the backward pass is a result in bfloat16
+    check_gradients(
+        "gae", convert(draw("gae", (3, 2), 0, discounts="step"), torch.bfloat16), 0, accumulated=accumulated
+    )
+
+
+@pytest.mark.parametrize("by_outer", [True, False])
+def test_lanes_in_two_dimensions(by_outer: bool, force: Force) -> None:
+    force("lanes", lanes=2, unroll=2, by_outer=by_outer)
+    args = convert(draw("gae", (2, 3, 3), 1, ends=0.3), torch.float32)
+    args = {n: one_flag(0, x) if isinstance(x, Tensor) else x for n, x in args.items()}  # flags of [N, T, 1]
+    check_gradients("gae", args, 1)
+    carried = convert(draw("linear_recurrence_carried", (2, 3, 3), 1), torch.float32)
+    check("linear_recurrence_carried", carried | {"carry": carried["carry"][:1]}, 1)
+
+
+@pytest.mark.parametrize("strategy", ["rows", "split"])
+def test_rows_in_two_dimensions(strategy: str, force: Force) -> None:
+    force(strategy, lanes=4, vector=2, vectors=2)
+    args = convert(draw("linear_recurrence_carried", (2, 3, 6), -1, ends=0.1), torch.float32)
+    args["a"] = args["a"][:, :1]
+    check("linear_recurrence_carried", args | {"carry": args["carry"].t().contiguous().t()}, -1)
+
+
+def test_rows_that_begin_anywhere(force: Force) -> None:
+    force("rows", lanes=2, vector=2, vectors=2)
+    for layout in ("[N,T] gaps", "[N,T] mixed", "[N,T] expanded"):
+        args = laid_out(
+            "td_lambda_return", convert(draw("td_lambda_return", (3, 6), -1), torch.float32), ALL_LAYOUTS[layout]
+        )
+        check("td_lambda_return", args, -1, layout)
+    odd = convert(draw("reward_to_go", (3, 7), -1), torch.float32)
+    check("reward_to_go", {n: x[:, 1:] if isinstance(x, Tensor) else x for n, x in odd.items()}, -1, "offset by one")
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("op", ["gae", "vtrace"])
+def test_only_one_of_two_outputs_is_used(op: str, first: bool, force: Force) -> None:
+    force("lanes", lanes=4, unroll=2)
+    args = convert(draw(op, (3, 3), 0, ends=0.3, discounts="scalar"), torch.float32)
+    check_gradients(op, args, 0, used=(first, not first))
+
+
+@pytest.mark.parametrize("op", ["linear_recurrence_forwards", "vtrace"])
+def test_the_gradient_of_a_sum_has_strides_of_zero(op: str, force: Force) -> None:
+    force("rows", lanes=2, vectors=4)
+    args = to_device(convert(draw(op, (2, 3), -1, ends=0.3), torch.float32))
+    ones = tuple(torch.ones((), device=DEVICE).expand(2, 3) for _ in upstream_for(op, args))
+    actual = gradients(op, args, -1, ones, DATA[op])
+    for name, wanted in oracle.gradients(op, args, -1, ones, DATA[op]).items():
+        assert_close(actual[name], wanted, name, 1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["rows", "lanes", "split"])
+def test_nothing_passes_a_cut(strategy: str, force: Force) -> None:
+    """Padding of NaN behind a done: no result before it and no gradient anywhere sees it."""
+    force(strategy, lanes=2, vectors=2, unroll=2 if strategy == "lanes" else 1)
+    for op in {"rows": ("vtrace",), "lanes": ("linear_recurrence_carried", "gae"), "split": ("td_lambda_return",)}[
+        strategy
+    ]:
+        clean = convert(draw(op, (2, 5), -1, discounts="scalar"), torch.float32)
+        behind = (torch.arange(5) > 2).expand(2, 5)
+        if op.startswith("linear"):
+            clean["a"] = clean["a"].masked_fill(torch.arange(5) == 2, 0.0)
+        else:
+            clean["done"] = clean["done"] | (torch.arange(5) == 2)
+        poisoned = [name for name in DATA[op] if name != "a"]
+        args = clean | {name: clean[name].masked_fill(behind, math.nan) for name in poisoned}
+        upstream = tuple(g.float().masked_fill(behind, 0.0) for g in upstream_for(op, args))
+        names = tuple(name for name in floating(op) if name != "carry")
+        for actual, wanted in zip(run(op, to_device(args), -1), oracle.compute(op, clean, -1), strict=True):
+            assert_close(actual[:, :3], wanted[:, :3], op)
+        actual_gradients = gradients(op, to_device(args), -1, tuple(g.to(DEVICE) for g in upstream), names)
+        for name, wanted in oracle.gradients(op, clean, -1, upstream, names).items():
+            found = actual_gradients[name]
+            if name == "a":  # at the cut it is what lies behind, unless that is no number
+                found[:, 2] = wanted[:, 2] = 0.0
+            assert_close(found, wanted, (op, name), 1e-5)
+
+
+def test_a_nan_that_nothing_hides_is_shown(force: Force) -> None:
+    force("lanes", lanes=2)
+    args = convert(draw("vtrace", (2, 2), 0, ends=0.0), torch.float32)
+    args["log_pi"][1, 1] = math.nan  # a minimum of the processor's own would take the threshold instead
+    check("vtrace", args, 0)
+
+
+def test_with_lambda_one_the_next_value_of_an_open_step_may_be_nan(force: Force) -> None:
+    force("rows", lanes=2, vectors=2)
+    args = convert(draw("td_lambda_return", (2, 3), -1, ends=0.0), torch.float32) | {"lmbda": 1.0}
+    args["next_value"][:, :-1] = math.nan
+    check_gradients("td_lambda_return", args, -1)
+
+
+@pytest.mark.parametrize("op", ["td_lambda_return", "linear_recurrence_forwards"])
+def test_a_tile_may_have_to_look_back_to_the_very_first(op: str, force: Force, monkeypatch: pytest.MonkeyPatch) -> None:
+    force("split", lanes=2, vectors=2)
+    real = launch._prepare
+
+    def lazy(*args: Any) -> launch.Prepared:
+        prepared = real(*args)
+        prepared.constants["LAZY"] = True
+        return prepared
+
+    monkeypatch.setattr(launch, "_prepare", lazy)
+    check(op, convert(draw(op, (2, 7), -1, ends=0.05), torch.float32), -1)
+
+
+def test_lane_dimensions_that_do_not_merge_are_copied_into_one_layout() -> None:
+    op = "linear_recurrence_carried"
+    args = convert(draw(op, (2, 3, 2, 2, 3), 2), torch.float32)
+    args = {name: scattered(i + 1, x) for i, (name, x) in enumerate(args.items())}
+    with pytest.raises(launch.TooScattered):
+        launch.merge_lanes(args["b"].shape, -3, [args["a"].stride(), args["b"].stride()])
+    check(op, args, 2)
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "time_dim", "strategy"),
+    [
+        ("gae", (2, 1), -1, "lanes"),
+        ("gae", (1, 127), -1, "rows"),
+        ("vtrace", (3, 129), -1, "rows"),
+        ("td_lambda_return", (5, 2), 0, "lanes"),
+        ("reward_to_go", (2, 33, 3), 1, "lanes"),
+        ("linear_recurrence_forwards", (2, 1000), -1, "rows"),
+        ("reward_to_go", (130, 3), 0, "split"),
+    ],
+)
+def test_the_plans_that_are_really_made(op: str, shape: tuple[int, ...], time_dim: int, strategy: str) -> None:
+    check(op, convert(draw(op, shape, time_dim, ends=0.05), torch.float32), time_dim)
+    assert strategies_used() == {strategy}
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)], ids=str)
+def test_nothing_is_launched_for_nothing(shape: tuple[int, ...]) -> None:
+    for op in OPS:
+        check_gradients(op, convert(draw(op, shape, -1, discounts="step"), torch.float32), -1)
+    assert not launch._prepared
+
+
+def far_apart(x: Tensor, gap: int) -> Tensor:
+    """A copy of ``x`` ``[lanes, steps]`` with ``gap`` bytes from step to step. Memory that is not touched is not used."""
+    far = torch.empty(1 + x.shape[0] + gap * (x.shape[1] - 1), dtype=torch.bool, device=DEVICE)
+    far = far.as_strided(x.shape, (1, gap))
+    for t in range(x.shape[1]):
+        far[:, t] = x[:, t].to(DEVICE)
+    return far
+
+
+@pytest.mark.parametrize("strategy", ["rows", "lanes", "split"])
+def test_offsets_beyond_two_to_the_31(strategy: str, force: Force, monkeypatch: pytest.MonkeyPatch) -> None:
+    if interpreting():
+        import triton.runtime.interpreter as interpreter
+
+        # It copies every storage onto itself at the end, which would touch it all.
+        monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *args: None)
+    force(strategy, lanes=2, vectors=2)
+    args = convert(draw("reward_to_go", (3, 4), -1, ends=0.4), torch.float32)
+    assert args["done"].any() and not args["done"].all()
+    wanted = oracle.compute("reward_to_go", args, -1)[0]
+    given = to_device(args) | {"done": far_apart(args["done"], 2**30)}
+    assert given["done"].stride(-1) * 3 > 2**31
+    assert_close(run("reward_to_go", given, -1)[0], wanted)
+    assert all(prepared.constants["WIDE"] for prepared in launch._prepared.values())
+
+
+@pytest.mark.parametrize("strategy", ["rows", "lanes"])
+def test_wide_offsets_work_in_every_kind_of_access(
+    strategy: str, force: Force, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Carries, taps, outputs and lanes of two dimensions, as if the data were large."""
+    force(strategy, lanes=2, vector=2 if strategy == "rows" else 1, vectors=2, by_outer=strategy == "lanes")
+    monkeypatch.setattr(launch, "_FOUR_BYTE_OFFSETS", -1)
+    shape, time_dim = ((3, 4), -1) if strategy == "rows" else ((2, 3, 3), 1)
+    check_gradients(
+        "linear_recurrence_carried",
+        convert(draw("linear_recurrence_carried", shape, time_dim), torch.float32),
+        time_dim,
+    )
+    check_gradients(
+        "td_lambda_return",
+        convert(draw("td_lambda_return", shape, time_dim, discounts="step"), torch.float32),
+        time_dim,
+    )
