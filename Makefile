@@ -13,7 +13,7 @@ help:
 	@echo "make demo       train PPO on CartPole-v1; curve, metrics and checkpoint go to runs/demo"
 	@echo "make test       run the test suite"
 	@echo "make lint       ruff check, ruff format --check, mypy"
-	@echo "make bench      run the benchmark suite"
+	@echo "make bench      run the benchmark suite; record, table and plots go to perf/ (minutes)"
 	@echo "make clean      remove caches and build products (runs/ and .venv stay)"
 	@echo "make distclean  the same, and .venv"
 
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python examples/ppo.py --out runs/demo
+	$(BIN)/python examples/ppo.py --out runs/demo --overwrite
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -46,9 +46,8 @@ types: $(STAMP)
 	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache tritonrl examples
 
 bench: $(STAMP)
-	@test -f perf/__main__.py || \
-		{ echo "There is no benchmark suite yet: perf/ comes in a later version (see the table in README.md)." >&2; exit 1; }
-	$(BIN)/python -m perf
+	$(BIN)/python -m perf --json
+	$(BIN)/python -m perf report
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
