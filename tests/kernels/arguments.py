@@ -225,8 +225,8 @@ LAYOUTS = {
     "[T,N] expanded": Layout(lambda n, t: (t, n), 0, expanded),
     "[N,T] broadcast": Layout(lambda n, t: (n, t), -1, narrow),
     "[N,T,3] broadcast": Layout(lambda n, t: (n, t, 3), 1, narrow),
-    "[N,2,T,3] scattered": Layout(lambda n, t: (n, 2, t, 3), -2, scattered),
-    "[2,N,3,2,T] scattered": Layout(lambda n, t: (2, n, 3, 2, t), -1, scattered),
+    "[N,17,T,3] scattered": Layout(lambda n, t: (n, 17, t, 3), -2, scattered),
+    "[2,N,3,16,T] scattered": Layout(lambda n, t: (2, n, 3, 16, t), -1, scattered),
 }
 
 

@@ -60,12 +60,13 @@ def family(op: str) -> str:
     return op.removesuffix("_backward")
 
 
-@pytest.mark.parametrize("layout", ["[N,T]", "[T,N]"])
-@pytest.mark.parametrize("op", SPECS)
+@pytest.mark.parametrize(
+    ("op", "layout"), [*((op, "[N,T]") for op in SPECS), *((op, "[T,N]") for op in FORWARD)], ids=str
+)
 def test_opcheck_finds_nothing(op: str, layout: str, device: str) -> None:
     shape, time_dim, _ = LAYOUTS[layout]
     carried = {"linear_recurrence": "linear_recurrence_carried"}.get(family(op), family(op))
-    args = convert(draw(carried, shape(3, 5), time_dim, discounts="step"), torch.float32, device)
+    args = convert(draw(carried, shape(3, 9), time_dim, discounts="step"), device=device)
     given = schema_args(op, args, time_dim - 2 if time_dim >= 0 else time_dim)
     if op in FORWARD:
         given = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
@@ -75,7 +76,7 @@ def test_opcheck_finds_nothing(op: str, layout: str, device: str) -> None:
 
 @pytest.mark.parametrize("op", FORWARD)
 def test_opcheck_finds_nothing_where_arguments_are_left_out_or_broadcast(op: str, device: str) -> None:
-    args = convert(draw(op, (3, 5), -1), torch.float32, device)
+    args = convert(draw(op, (3, 9), -1), device=device)
     args["terminated" if "terminated" in args else "carry"] = None
     last = DATA[op][-1]
     args[last] = args[last][:1] if len(DATA[op]) > 1 else args[last]
@@ -87,6 +88,11 @@ def test_opcheck_finds_nothing_where_arguments_are_left_out_or_broadcast(op: str
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", SPECS)
 def test_fake_results_have_the_shapes_strides_and_dtypes_of_real_ones(op: str, layout: str) -> None:
+    with kernels.use_backend("torch"):  # every backend takes its results from the same place: see test_recurrences.py
+        assert_fake_is_real(op, layout)
+
+
+def assert_fake_is_real(op: str, layout: str) -> None:
     shape, time_dim, _ = LAYOUTS[layout]
     full = shape(3, 4)
     args = laid_out(family(op), convert(draw(family(op), full, time_dim), torch.float32), LAYOUTS[layout])
@@ -179,19 +185,19 @@ def assert_vmap_is_a_loop(op: str, args: Args, in_dims: dict[str, int | None], t
 @pytest.mark.parametrize("time_dim", [-1, -2, 0, 1])
 @pytest.mark.parametrize("op", ALL)
 def test_vmap_over_each_argument_alone_and_all_at_once(op: str, time_dim: int, device: str) -> None:
-    single = convert(draw(op, (5, 6), time_dim, discounts="step"), device=device)
+    single = convert(draw(op, (9, 9), time_dim, discounts="step"), device=device)
     names = tensors_of(op, single)
     for chosen in [*([name] for name in names), names]:
         args = dict(single)
         for name in chosen:
-            more = draw(op, (4, 5, 6), time_dim if time_dim < 0 else time_dim + 1, discounts="step")[name]
+            more = draw(op, (4, 9, 9), time_dim if time_dim < 0 else time_dim + 1, discounts="step")[name]
             args[name] = more.to(device)
         assert_vmap_is_a_loop(op, args, {n: 0 if n in chosen else None for n in names}, time_dim)
 
 
 @pytest.mark.parametrize("op", ALL)
 def test_the_batch_of_vmap_may_be_any_dimension_of_each_argument(op: str, device: str) -> None:
-    drawn = convert(draw(op, (4, 5, 6), -1, discounts="step"), device=device)
+    drawn = convert(draw(op, (4, 5, 9), -1, discounts="step"), device=device)
     names = tensors_of(op, drawn)
     for first in range(3):
         in_dims: dict[str, int | None] = {n: (first + i) % (drawn[n].dim()) for i, n in enumerate(names)}
@@ -203,7 +209,7 @@ def test_the_batch_of_vmap_may_be_any_dimension_of_each_argument(op: str, device
 @pytest.mark.parametrize("op", ALL)
 def test_vmap_over_arguments_that_broadcast_inside(op: str, device: str) -> None:
     """Batched and not, of lower rank and not, numbers that become a batch of numbers."""
-    single = convert(draw(op, (5, 6), -1, discounts="scalar"), device=device)
+    single = convert(draw(op, (5, 9), -1, discounts="scalar"), device=device)
     names = tensors_of(op, single)
     args = dict(single)
     in_dims: dict[str, int | None] = dict.fromkeys(names)
@@ -212,18 +218,18 @@ def test_vmap_over_arguments_that_broadcast_inside(op: str, device: str) -> None
             args[name] = torch.linspace(0.5, 1.0, 4, dtype=torch.float64, device=device)  # one number for each example
             in_dims[name] = 0
         elif name != "carry" and i % 3 == 1:
-            args[name] = draw(op, (4, 6), -1)[name].to(device)  # [batch, T], broadcast along lanes
+            args[name] = draw(op, (4, 9), -1)[name].to(device)  # [batch, T], broadcast along lanes
             in_dims[name] = 0
         elif name != "carry" and i % 3 == 2:
             args[name] = single[name][0]  # [T], the same for the batch
     if not any(d is not None for d in in_dims.values()):
-        args[names[0]], in_dims[names[0]] = single[names[0]].expand(4, 5, 6), 0
+        args[names[0]], in_dims[names[0]] = single[names[0]].expand(4, 5, 9), 0
     assert_vmap_is_a_loop(op, args, in_dims, -1)
 
 
 @pytest.mark.parametrize("op", ALL)
 def test_vmap_of_vmap_is_two_loops(op: str, device: str) -> None:
-    args = convert(draw(op, (2, 3, 4, 5), -1, discounts="step"), device=device)
+    args = convert(draw(op, (2, 3, 4, 9), -1, discounts="step"), device=device)
     names = tensors_of(op, args)
 
     def one(*xs: Tensor) -> tuple[Tensor, ...]:
@@ -247,7 +253,7 @@ def loss_of(op: str, args: Args, names: tuple[str, ...]) -> Callable[..., Tensor
 
 @pytest.mark.parametrize("op", ALL)
 def test_func_grad_is_autograd(op: str, device: str) -> None:
-    args = convert(draw(op, (3, 6), -1, discounts="scalar"), device=device)
+    args = convert(draw(op, (3, 9), -1, discounts="scalar"), device=device)
     names = floating(op)
     loss, argnums = loss_of(op, args, names), tuple(range(len(names)))
     found = torch.func.grad(loss, argnums)(*(args[n] for n in names))
@@ -259,7 +265,7 @@ def test_func_grad_is_autograd(op: str, device: str) -> None:
 
 @pytest.mark.parametrize("op", ALL)
 def test_vmap_of_grad_gives_the_gradient_of_each_example(op: str, device: str) -> None:
-    args = convert(draw(op, (4, 3, 6), -1, discounts="step"), device=device)
+    args = convert(draw(op, (4, 3, 9), -1, discounts="step"), device=device)
     names, all_names = floating(op), tensors_of(op, args)
 
     def gradient(*xs: Tensor) -> tuple[Tensor, ...]:
@@ -277,7 +283,7 @@ def test_vmap_of_grad_gives_the_gradient_of_each_example(op: str, device: str) -
 
 @pytest.mark.parametrize("op", ALL)
 def test_jacrev_is_the_jacobian_row_by_row(op: str, device: str) -> None:
-    args = convert(draw(op, (2, 4), -1, discounts="scalar"), device=device)
+    args = convert(draw(op, (1, 8), -1, discounts="scalar"), device=device)
     names = floating(op)
 
     def outputs(*xs: Tensor) -> Tensor:
@@ -292,7 +298,7 @@ def test_jacrev_is_the_jacobian_row_by_row(op: str, device: str) -> None:
 @pytest.mark.parametrize("op", ["gae", "vtrace"])
 def test_the_gradient_of_a_gradient_goes_through_torch_func_too(op: str, device: str) -> None:
     """Meta-gradients: how the gradient of a loss changes with gamma."""
-    args = convert(draw(op, (2, 5), -1, discounts="scalar"), device=device)
+    args = convert(draw(op, (2, 9), -1, discounts="scalar"), device=device)
 
     def slope(gamma: Tensor) -> Tensor:
         inner = torch.func.grad(lambda reward: loss_of(op, args, ("reward", "gamma"))(reward, gamma))
@@ -348,7 +354,7 @@ def test_a_discount_that_is_a_tensor_never_compiles_again(op: str, device: str) 
 @pytest.mark.usefixtures("fresh_dynamo")
 @pytest.mark.parametrize("op", ALL)
 def test_forward_and_backward_compile_as_one_graph_each(op: str, device: str) -> None:
-    args = convert(draw(op, (3, 6), -1, discounts="scalar"), device=device)
+    args = convert(draw(op, (3, 9), -1, discounts="scalar"), device=device)
     names = floating(op)
     loss = loss_of(op, args, names)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -360,7 +366,7 @@ def test_forward_and_backward_compile_as_one_graph_each(op: str, device: str) ->
 
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_inductor_compiles_what_lies_around_an_op_and_its_gradient(device: str) -> None:
-    args = convert(draw("gae", (17, 6), -1), torch.float32, device)
+    args = convert(draw("gae", (17, 19), -1), torch.float32, device)
 
     def loss(value: Tensor, gamma: float) -> Tensor:
         advantage, target = run("gae", args | {"value": value.tanh(), "gamma": gamma}, -1)

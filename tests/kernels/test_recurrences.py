@@ -89,7 +89,7 @@ def moved(x: Tensor, device: str) -> Tensor:
 @pytest.mark.parametrize("op", ALL)
 def test_every_layout_gives_what_the_loop_gives(op: str, layout: str, device: str) -> None:
     time_dim = LAYOUTS[layout].time_dim
-    for lanes, steps in SIZES if "scattered" not in layout else [(3, 1), (5, 33), (0, 4), (3, 0)]:
+    for lanes, steps in SIZES if "scattered" not in layout else [(3, 1), (3, 17), (0, 4), (3, 0)]:
         args, expected = drawn(op, layout, lanes, steps)
         for actual, wanted in zip(run(op, on(device, args), time_dim), expected, strict=True):
             assert actual.dtype is torch.float32
@@ -130,8 +130,8 @@ def test_mixed_dtypes_are_promoted_like_ordinary_arithmetic(op: str, device: str
 @pytest.mark.parametrize("integer", [torch.int64, torch.int32, torch.uint8, torch.bool], ids=str)
 def test_an_integer_reward_counts_as_a_number(integer: torch.dtype, device: str) -> None:
     for op in ("gae", "td_lambda_return", "vtrace"):
-        args = convert(draw(op, (3, 9), -1), torch.float32)
-        args["reward"] = torch.randint(0, 2, (3, 9)).to(integer)
+        args = convert(draw(op, (3, 19), -1), torch.float32)
+        args["reward"] = torch.randint(0, 2, (3, 19)).to(integer)
         expected = oracle.compute(op, {**args, "reward": args["reward"].double()}, -1)
         for actual, wanted in zip(run(op, on(device, args), -1), expected, strict=True):
             assert actual.dtype is torch.float32
@@ -300,7 +300,7 @@ def test_importance_ratios_may_overflow_where_they_are_clipped(device: str) -> N
 @pytest.mark.parametrize("layout", [dense, transposed, with_gaps, scattered], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("op", ALL)
 def test_inputs_are_never_modified(op: str, layout: Any, device: str) -> None:
-    args = convert(draw(op, (3, 4, 5, 2), 2, discounts="step"), torch.float32)
+    args = convert(draw(op, (2, 17, 5, 3), 2, discounts="step"), torch.float32)
     args = on(device, {n: layout(i, x) if isinstance(x, Tensor) else x for i, (n, x) in enumerate(args.items())})
     before = {name: x.clone() for name, x in args.items()}
     run(op, args, 2)
@@ -308,10 +308,10 @@ def test_inputs_are_never_modified(op: str, layout: Any, device: str) -> None:
         assert torch.equal(x, before[name]), name
 
 
-@pytest.mark.parametrize("layout", ["[N,T]", "[T,N]", "[N,T] transposed", "[T,N,17]", "[N,2,T,3] scattered"])
+@pytest.mark.parametrize("layout", ["[N,T]", "[T,N]", "[N,T] transposed", "[T,N,17]", "[N,17,T,3] scattered"])
 @pytest.mark.parametrize("op", ALL)
 def test_results_are_dense_in_the_memory_order_of_the_data(op: str, layout: str, device: str) -> None:
-    args, _ = drawn(op, layout, 3, 127 if "scattered" not in layout else 33)
+    args, _ = drawn(op, layout, 3, 127 if "scattered" not in layout else 17)
     donor = {"gae": "value", "vtrace": "value", "linear_recurrence": "b"}.get(op, "b" if "b" in args else "reward")
     for x in run(op, on(device, args), LAYOUTS[layout].time_dim):
         assert x.stride() == args[donor].stride()
@@ -341,11 +341,10 @@ def test_a_carry_may_be_broadcast_strided_and_of_another_dtype(device: str) -> N
 def cases(draw_from: Any) -> tuple[str, Args, int]:
     """An op with arguments of random rank, sizes, time dimension, dtypes, strides, flags and kinds of discounts."""
     op = draw_from(st.sampled_from(ALL))
-    # At most one dimension of 3: see SIZES.
-    shape = tuple(
-        draw_from(st.permutations(draw_from(st.sampled_from([[3], [17], [3, 17], [1, 3, 17], [1, 3, 16, 17]]))))
-    )
-    time_dim = draw_from(st.integers(-len(shape), len(shape) - 1))
+    # Sizes for which Numba has compiled its kernels already: see SIZES.
+    sizes = st.sampled_from([[16], [1, 17], [3, 17], [1, 3, 16], [1, 3, 16, 17]])
+    shape = tuple(draw_from(st.permutations(draw_from(sizes))))
+    time_dim = draw_from(st.sampled_from([d for d in range(-len(shape), len(shape)) if shape[d] != 3]))
     ends = draw_from(st.sampled_from([0.0, 0.05, 0.5, 1.0]))
     dtype = draw_from(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     discounts = draw_from(st.sampled_from(["number", "scalar", "step"]))

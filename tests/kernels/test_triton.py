@@ -45,14 +45,14 @@ def test_every_kernel_computes_what_the_oracle_computes_on_the_device() -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("", "no tests ran"),
         ("def helper(): pass\n", "no tests ran"),
         ("def test_it():\n    assert 1 + 1 == 3\n", "assert (1 + 1) == 3"),
-        ("import nothing_of_that_name\n", "nothing_of_that_name"),
-        ("import pytest\n@pytest.mark.skip\ndef test_it(): pass\ndef test_more(): pass\n", "1 skipped"),
-        ("def test_it(): pass\n", "1 passed"),
+        (
+            "import pytest\n@pytest.mark.skip\ndef test_it(): pass\ndef test_1(): pass\ndef test_2(): pass\n",
+            "1 skipped",
+        ),
     ],
-    ids=["empty file", "no test", "a failure", "an error", "a skip", "fewer than there should be"],
+    ids=["no test", "a failure", "a skip"],
 )
 def test_a_child_that_does_not_run_its_cases_fails_its_parent(code: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "cases.py"
