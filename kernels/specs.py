@@ -138,6 +138,11 @@ def full_shape(tensors: Sequence[Tensor]) -> torch.Size:
     return torch.broadcast_shapes(*(x.shape for x in tensors))
 
 
+def step_results(op: str, results: Sequence[Tensor]) -> list[Tensor]:
+    """The results that have a number for every step: not the moments, and not what is empty."""
+    return [x for x in (results[:-1] if SPECS[op].moments else results) if x.numel()]
+
+
 def allocate(op: str, args: Sequence[Any]) -> tuple[Tensor, ...]:
     """The results of ``op`` for these arguments, uninitialised: full shape, promoted dtype, memory order of ``like``."""
     spec = SPECS[op]
