@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from .textbook import counted
 Discount: TypeAlias = float | Tensor
 
 
+def _fits(own: torch.Size, shape: torch.Size) -> bool:
+    """Whether a tensor of shape ``own`` broadcasts to ``shape`` and leaves it as it is."""
+    return len(own) <= len(shape) and all(n in (1, m) for n, m in zip(reversed(own), reversed(shape), strict=False))
+
+
 def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A discount as a tensor that broadcasts to ``shape``.
 
@@ -26,9 +31,7 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
     if isinstance(x, Tensor):
         if x.dim() and x.device != like.device:
             raise ValueError(f"{name} is on {x.device}, expected {like.device}, where the data are")
-        if x.dim() > len(shape) or any(
-            n not in (1, m) for n, m in zip(reversed(x.shape), reversed(shape), strict=False)
-        ):
+        if not _fits(x.shape, shape):
             raise RuntimeError(
                 f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}"
             )
@@ -48,7 +51,7 @@ def _flag(name: str, x: Tensor, shape: torch.Size) -> Tensor:
         if x.dtype.is_floating_point or x.dtype.is_complex:
             raise TypeError(f"{name} must be a bool tensor, got dtype {x.dtype}")
         x = x != 0
-    if x.shape != shape and torch.broadcast_shapes(x.shape, shape) != shape:
+    if x.shape != shape and not _fits(x.shape, shape):
         raise RuntimeError(f"{name} of shape {tuple(x.shape)} does not broadcast to the data's shape {tuple(shape)}")
     return x
 
@@ -100,15 +103,18 @@ def _bootstrap(
     """The value behind the last step, of which there is either none or the only next value that is given."""
     if next_value is not None:
         if bootstrap_value is not None:
-            raise ValueError("give next_value or bootstrap_value, not both: next values are derived only without next_value")
+            raise ValueError(
+                "give next_value or bootstrap_value, not both: next values are derived only without next_value"
+            )
         return None
     if bootstrap_value is None:
-        raise ValueError(f"next_value=None needs bootstrap_value, of shape {tuple(lanes)}: the values behind the last step")
+        raise ValueError(
+            f"next_value=None needs bootstrap_value, of shape {tuple(lanes)}: the values behind the last step"
+        )
     if not isinstance(bootstrap_value, Tensor):
         raise TypeError(f"bootstrap_value must be a tensor, got {type(bootstrap_value).__name__}")
-    came = bootstrap_value.shape
-    if came != lanes and (len(came) > len(lanes) or torch.broadcast_shapes(came, lanes) != lanes):
-        raise RuntimeError(f"bootstrap_value has shape {tuple(came)}, expected {tuple(lanes)}")
+    if not _fits(bootstrap_value.shape, lanes):
+        raise RuntimeError(f"bootstrap_value has shape {tuple(bootstrap_value.shape)}, expected {tuple(lanes)}")
     return bootstrap_value.to(like)
 
 
@@ -159,12 +165,50 @@ def linear_recurrence(
     time_dim = _negative(time_dim, shape)
     if carry is not None:
         lanes = shape[:time_dim] + shape[len(shape) + time_dim + 1 :]
-        if carry.shape != lanes and torch.broadcast_shapes(carry.shape, lanes) != lanes:
+        if not _fits(carry.shape, lanes):
             raise RuntimeError(
                 f"carry has shape {tuple(carry.shape)}, expected {tuple(lanes)} (the data's without time)"
             )
     result: Tensor = call("linear_recurrence", a, b, carry, time_dim, reverse)
     return result
+
+
+@overload
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor | None,
+    done: Tensor,
+    terminated: Tensor | None = ...,
+    *,
+    gamma: Discount,
+    lmbda: Discount,
+    time_dim: int = ...,
+    bootstrap_value: Tensor | None = ...,
+    valid: Tensor | None = ...,
+    skip: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    moments: Literal[False] = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor | None,
+    done: Tensor,
+    terminated: Tensor | None = ...,
+    *,
+    gamma: Discount,
+    lmbda: Discount,
+    time_dim: int = ...,
+    bootstrap_value: Tensor | None = ...,
+    valid: Tensor | None = ...,
+    skip: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    moments: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 def gae(

@@ -68,7 +68,9 @@ def _arguments(variant: _Variant, steps: int, lanes: int, device: str, lanes_con
         unread |= flags["skip"]
     made: dict[str, Any] = {
         "gamma": torch.tensor(0.97, dtype=torch.float64),
-        "lmbda": laid_out((0.5 + 0.5 * torch.rand(lanes, steps, generator=generator)).masked_fill(unread, float("nan"))),
+        "lmbda": laid_out(
+            (0.5 + 0.5 * torch.rand(lanes, steps, generator=generator)).masked_fill(unread, float("nan"))
+        ),
         "rho_thresh": torch.tensor(1.1, dtype=torch.float64),
         "c_thresh": torch.tensor(0.9, dtype=torch.float64),
         "carry": torch.randn(lanes, generator=generator).to(device),
@@ -101,11 +103,13 @@ def _error(result: Tensor, expected: Tensor) -> float:
     return ((result - expected).abs().max() / (1.0 + expected.abs().max())).item()
 
 
-def _check(variant: _Variant, device: str, sizes: Sequence[tuple[int, int]]) -> CheckResult:
+def _check(
+    variant: _Variant, device: str, sizes: Sequence[tuple[int, int]], layouts: Sequence[bool] = (False, True)
+) -> CheckResult:
     backend = choose(torch.device(device).type)
     worst, where = 0.0, ""
     for steps, lanes in sizes:
-        for lanes_contiguous in (False, True):
+        for lanes_contiguous in layouts:
             args = _arguments(variant, steps, lanes, device, lanes_contiguous)
             results = serve(variant.op, args, backend_for(torch.device(device)))
             expected = serve(variant.op, args, torch_backend)

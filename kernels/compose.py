@@ -19,17 +19,23 @@ from .specs import allocate, by_name, plain_names
 from .textbook import counted
 
 
+def serves_itself(op: str, args: Sequence[Any], backend: Any) -> bool:
+    """Whether the module ``backend`` has a function of its own for this call."""
+    if op == "gae_extended":
+        return hasattr(backend, op)
+    return op in getattr(backend, "MASKED", ()) or all(x is None for x in args[len(plain_names(op)) :])
+
+
 def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
     """Run ``op`` on the module ``backend``, by composition where it does not know what is asked for."""
     if op == "gae_extended":
         check_extended(args)
-        own = getattr(backend, op, None)
-        return _gae_extended(args, backend) if own is None else own(*args)
-    count = len(plain_names(op))
-    if all(x is None for x in args[count:]):
-        return getattr(backend, op)(*args[:count])
-    if op in getattr(backend, "MASKED", ()):
+    elif all(x is None for x in args[len(plain_names(op)) :]):
+        return getattr(backend, op)(*args[: len(plain_names(op))])
+    if serves_itself(op, args, backend):
         return getattr(backend, op)(*args)
+    if op == "gae_extended":
+        return _gae_extended(args, backend)
     plain, counts = unmasked(op, args)
     results = getattr(backend, op)(*plain)
     return in_promised_layout(op, args, select((results,) if isinstance(results, Tensor) else results, counts))

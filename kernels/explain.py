@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .backend import BackendUnavailable, _describe, _import_problem, choose
-from .specs import SPECS, allocate, by_name, plain_names, step_results
+from .backend import BackendUnavailable, choose, describe, import_problem, module_of
+from .compose import serves_itself
+from .specs import SPECS, allocate, by_name, step_results
 from .tables import table_for
 
 _DEFAULT_MULTIPROCESSORS = 132  # of an H100
@@ -41,9 +43,12 @@ def _recorded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        made: dict[int, Tensor] = {}  # one tensor given twice stays one
 
         def faked(x: Any) -> Any:
-            return fake.from_tensor(x.detach()) if isinstance(x, Tensor) and type(x) is Tensor else x
+            if type(x) not in (Tensor, torch.nn.Parameter):
+                return x
+            return made[id(x)] if id(x) in made else made.setdefault(id(x), fake.from_tensor(x.detach()))
 
         with torch.no_grad(), _Recorder() as recorder:
             function(*(faked(x) for x in args), **{name: faked(x) for name, x in kwargs.items()})
@@ -82,7 +87,9 @@ def explain(function: str | Callable[..., Any], *args: Any, multiprocessors: int
         calls = [_Call(name, args)]
     else:
         known = ", ".join(SPECS)
-        raise ValueError(f"nothing to explain about {name!r}: expected a function of tritonrl.kernels or one of {known}")
+        raise ValueError(
+            f"nothing to explain about {name!r}: expected a function of tritonrl.kernels or one of {known}"
+        )
     return "\n".join(_explained(call, multiprocessors) for call in calls)
 
 
@@ -116,11 +123,8 @@ def _backend(call: _Call, device: torch.device) -> str:
         backend = choose(device.type)
     except BackendUnavailable as error:
         return f"none: {error}"
-    module = importlib.import_module({"triton": ".launch", "numba": ".cpu", "torch": ".torch_backend"}[backend], __package__)
-    masks = any(x is not None for x in call.args[len(plain_names(call.op)) :])
-    composed = getattr(module, call.op, None) is None or (masks and call.op not in getattr(module, "MASKED", ()))
-    composed = composed and not (call.op == "gae_extended" and hasattr(module, call.op))
-    return _describe(backend) + (" (composed of several kernels: it has none for this call)" if composed else "")
+    composed = not serves_itself(call.op, call.args, module_of(backend))
+    return describe(backend) + (" (composed of several kernels: it has none for this call)" if composed else "")
 
 
 def _touched(x: Tensor) -> int:
@@ -136,7 +140,7 @@ def _bytes(call: _Call, outputs: list[Tensor]) -> str:
 
 
 def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocessors: int | None) -> str:
-    problem = _import_problem("triton")
+    problem = import_problem("triton")
     if problem is not None:
         return f"on a GPU: cannot say, {problem}"
     families, launch = (importlib.import_module(f".{name}", __package__) for name in ("families", "launch"))
@@ -152,17 +156,21 @@ def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocess
         prepared = launch.prepare(recurrence, outputs, time_dim, count, name)
         note = f"; the inputs are first copied into one layout, because {error}"
     table = table_for(name)
-    origin = f"table {table.device} ({table.measured})" if table.measured else "the default table, which nobody measured"
+    origin = f"measured: {table.measured}" if table.measured else "by the default table, which nobody measured"
     where = f"on {name}" if name else f"on a GPU of {count} multiprocessors"
-    return f'{where}: triton, strategy "{prepared.plan.strategy}", because {prepared.why}{note}\n  {_blocks(prepared)}; {origin}'
+    strategy = f'triton, strategy "{prepared.plan.strategy}", because {prepared.why}{note}'
+    return f"{where}: {strategy}\n  {_blocks(prepared)}; {origin}"
 
 
 def _blocks(prepared: Any) -> str:
     plan = prepared.plan
-    programs = " x ".join(str(n) for n in plan.grid if n != 1) or "1"
+    programs, warps = _counted(math.prod(plan.grid), "program"), _counted(plan.warps, "warp")
     if plan.strategy == "lanes":
-        what = f"a strip of {plan.lanes} lanes, {plan.unroll} steps in flight"
-    else:
-        tile = f"{plan.lanes} lane{'s' * (plan.lanes > 1)} x {plan.vectors} vectors of {plan.vector} step{'s' * (plan.vector > 1)}"
-        what = f"tiles of {tile}" + (", one tile after the other" if plan.strategy == "rows" else ", one tile each")
-    return f"{programs} programs of {plan.warps} warp{'s' * (plan.warps > 1)}, {what}"
+        return f"{programs} of {warps}, a strip of {_counted(plan.lanes, 'lane')}, {_counted(plan.unroll, 'step')} in flight"
+    tile = f"{_counted(plan.lanes, 'lane')} x {_counted(plan.vectors, 'vector')} of {_counted(plan.vector, 'step')}"
+    order = "one after the other" if plan.strategy == "rows" else "one each"
+    return f"{programs} of {warps}, tiles of {tile}, {order}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" + ("s" if n != 1 else "")

@@ -56,9 +56,10 @@ def _masked(
         return recurrence
     following = valid if closing else None
     n = len(recurrence.inputs)
-    present = tuple(-1 if x is None else n + i for i, x in enumerate((valid, following, skip)))
-    inputs = recurrence.inputs + ((valid, 0), (following, 1), (skip, 0))
-    return recurrence._replace(inputs=inputs, masks=(*present, done))
+    places = (-1 if x is None else n + i for i, x in enumerate((valid, following, skip)))
+    masks = (next(places), next(places), next(places), done)
+    inputs = (*recurrence.inputs, (valid, 0), (following, 1), (skip, 0))
+    return recurrence._replace(inputs=inputs, masks=masks)
 
 
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Recurrence:
@@ -168,9 +169,7 @@ def td_lambda_return_backward(
     return _masked(Recurrence(*stages, False, inputs), 1, valid, closing=True)
 
 
-def reward_to_go(
-    reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None
-) -> Recurrence:
+def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None) -> Recurrence:
     stages = td_lambda_stages.reward_to_go_coefficients, td_lambda_stages.only_state
     return _masked(Recurrence(*stages, True, _here(reward, done, gamma)), 1, valid)
 

@@ -61,9 +61,7 @@ def _farthest(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int:
     return max(sum((n - 1) * abs(s) for n, s in zip(shape, own, strict=True)) for own in strides)
 
 
-def _kinds(
-    recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc: torch.dtype
-) -> tuple[int, ...]:
+def _kinds(recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc: torch.dtype) -> tuple[int, ...]:
     kinds = [_kind(x, tap, own, acc) for (x, tap), own in zip(recurrence.inputs, strides, strict=True)]
     for i in recurrence.per_lane:
         kinds[i] = _LANES if kinds[i] == _STEPS else kinds[i]

@@ -6,6 +6,8 @@ empty. Everything here stays on the device: nothing is read back, and shapes dep
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,9 @@ def check_offsets(cu_seqlens: Tensor, shape: torch.Size, time_dim: int, device: 
         came = f"dtype {cu_seqlens.dtype}" if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"cu_seqlens must be an int32 or int64 tensor, got {came}")
     if time_dim != -len(shape):
-        raise RuntimeError(f"packed sequences lie along the first dimension: time_dim must be 0 for shape {tuple(shape)}")
+        raise RuntimeError(
+            f"packed sequences lie along the first dimension: time_dim must be 0 for shape {tuple(shape)}"
+        )
     if cu_seqlens.dim() != 1 or not cu_seqlens.shape[0]:
         raise RuntimeError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [n + 1]")
     if cu_seqlens.device != device:
@@ -39,8 +43,9 @@ def _check_values(cu_seqlens: Tensor, total: int) -> None:
     if type(cu_seqlens) is not Tensor:  # a fake tensor has no values
         return
     offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != total or any(j < i for i, j in zip(offsets, offsets[1:], strict=False)):
-        raise ValueError(f"cu_seqlens must go from 0 to {total} and never decrease, got {offsets[:8]}{'...' * (len(offsets) > 8)}")
+    if offsets[0] != 0 or offsets[-1] != total or any(j < i for i, j in itertools.pairwise(offsets)):
+        shown = f"{offsets[:8]}{'...' if len(offsets) > 8 else ''}"
+        raise ValueError(f"cu_seqlens must go from 0 to {total} and never decrease, got {shown}")
 
 
 def _last_steps(cu_seqlens: Tensor, total: int) -> Tensor:

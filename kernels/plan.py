@@ -110,8 +110,10 @@ def decide(
             f"for {sizes.steps} steps: time is cut into tiles that run all at once"
         )
         return _split(sizes, rows, 1, 32 * warps * per_thread // rows, warps), why
-    why = "lanes are contiguous, and there are enough of them" if sizes.steps >= table.split_steps else (
-        "lanes are contiguous, and time is too short to be worth cutting into tiles"
+    why = (
+        "lanes are contiguous, and there are enough of them"
+        if sizes.steps >= table.split_steps
+        else ("lanes are contiguous, and time is too short to be worth cutting into tiles")
     )
     return _lanes(sizes, widest_item, multiprocessors, streams, table), why
 

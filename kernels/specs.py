@@ -44,8 +44,8 @@ class OpSpec(NamedTuple):
         return arguments + "".join(f", Tensor? {name}=None" for name in self.optional) + ")" + results
 
 
-_MASK = {"optional": ("valid",)}
-_MASKS = {"optional": ("valid", "skip")}
+_VALID = ("valid",)
+_BOTH = ("valid", "skip")
 
 
 SPECS: dict[str, OpSpec] = {
@@ -59,7 +59,7 @@ SPECS: dict[str, OpSpec] = {
         "(Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim) -> (Tensor, Tensor)",
         *((0, 1, 2), 1, 2),
-        **_MASKS,
+        optional=_BOTH,
     ),
     # Without next_value it comes from bootstrap_value and the values themselves, and then there are no masks.
     "gae_extended": OpSpec(
@@ -74,32 +74,34 @@ SPECS: dict[str, OpSpec] = {
         " Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         *((3,), 3, 3, 2),
-        **_MASKS,
+        optional=_BOTH,
     ),
     "td_lambda_return": OpSpec(
         "(Tensor reward, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim)"
         " -> Tensor",
         *((0, 1), 0, 1),
-        **_MASK,
+        optional=_VALID,
     ),
     "td_lambda_return_backward": OpSpec(
         "(Tensor grad, Tensor next_value, Tensor returns, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim, bool with_discounts) -> (Tensor, Tensor, Tensor, Tensor)",
         *((2,), 2, 2, 2),
-        **_MASK,
+        optional=_VALID,
     ),
-    "reward_to_go": OpSpec("(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1, **_MASK),
+    "reward_to_go": OpSpec(
+        "(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1, optional=_VALID
+    ),
     "reward_to_go_backward": OpSpec(
         "(Tensor grad, Tensor returns, Tensor done, Tensor gamma, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor)",
         *((1,), 1, 1, 1),
-        **_MASK,
+        optional=_VALID,
     ),
     "vtrace": OpSpec(
         "(Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated,"
         " Tensor gamma, Tensor rho_thresh, Tensor c_thresh, int time_dim) -> (Tensor, Tensor)",
         *((0, 1, 2, 3, 4), 3, 2),
-        **_MASK,
+        optional=_VALID,
     ),
     "vtrace_backward": OpSpec(
         "(Tensor? grad_advantage, Tensor? grad_target, Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value,"
@@ -107,7 +109,7 @@ SPECS: dict[str, OpSpec] = {
         " Tensor c_thresh, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         *((7,), 7, 4, 3),
-        **_MASK,
+        optional=_VALID,
     ),
 }
 

@@ -66,9 +66,7 @@ def counted(valid: Tensor | None, skip: Tensor | None) -> Tensor | None:
     return ~skip if valid is None else valid & ~skip
 
 
-def _masked_map(
-    a: Tensor, b: Tensor, done: Tensor, valid: Tensor | None, skip: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _masked_map(a: Tensor, b: Tensor, done: Tensor, valid: Tensor | None, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     """The map of a step as the masks say: nothing passes an invalid one, everything a skipped one that is not done."""
     if skip is not None:
         a, b = torch.where(skip, torch.where(done, 0.0, 1.0).to(a.dtype), a), torch.where(skip, 0.0, b)
@@ -149,9 +147,7 @@ def td_lambda_return(
     return linear_recurrence(a, b, None, time_dim, True).to(dtype)
 
 
-def reward_to_go(
-    reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None
-) -> Tensor:
+def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None) -> Tensor:
     """``G[t] = r[t] + gamma (1-D[t]) G[t+1]``, never bootstrapped."""
     dtype = result_dtype(reward)
     reward, done, gamma = _full(reward.shape, accumulate_dtype(dtype), reward, done, gamma)

@@ -78,12 +78,12 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
             entering = state
             state = apply(a, b, entering)
             results = masked_finish(xs[k], entering, state, is_last, FINISH, KINDS, MASKS)
+            if partials is not None:
+                is_counted = tl.where(mask, counts(xs[k], MASKS), False)
+                count, mean, m2 = add_moments(count, mean, m2, results[0], is_counted)
             for n in tl.static_range(len(outputs)):
                 lane = outer * out_strides[n][0] + inner * out_strides[n][2]
                 x = results[n].to(outputs[n].dtype.element_ty)
                 tl.store(outputs[n] + (lane + t * out_strides[n][1]), x, mask)
-            if partials is not None:
-                is_counted = tl.where(mask, counts(xs[k], MASKS), False)
-                count, mean, m2 = add_moments(count, mean, m2, results[0], is_counted)
     if partials is not None:
         store_moments(partials, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), count, mean, m2)

@@ -125,7 +125,8 @@ def tile_moments(count, mean, m2, xs, results, mask, MASKS: tl.constexpr, V: tl.
 @triton.jit
 def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, lanes, inner_size, vectors,
          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-         MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+         MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+         REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
          Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """One program computes ``ROWS`` lanes over all of time, ``Q`` vectors of ``V`` steps at once.
 
@@ -154,7 +155,9 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partial
         xs = load_vectors(
             inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC
         )
-        maps, a, b, a_before, b_before = compose_tile(xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q)
+        maps, a, b, a_before, b_before = compose_tile(
+            xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
+        )
         entering = apply(a_before, b_before, carry)
         results = walk_tile(xs, maps, entering, vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V)
         carry = at_end(apply(a, b, carry), Q)

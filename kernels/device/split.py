@@ -111,10 +111,11 @@ def first_state(carry_in, carry_strides, outer, inner, in_range, ROWS: tl.conste
 
 
 @triton.jit
-def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, flags, published, lanes, inner_size, vectors,
-          blocks,
+def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, flags, published, lanes,
+          inner_size, vectors, blocks,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+          REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
           Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
     """One program computes one tile: ``ROWS`` lanes, ``Q`` vectors of ``V`` steps. Arguments as in :func:`.rows.rows`, and:
 
@@ -137,7 +138,9 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
     uniforms = load_uniforms(inputs, KINDS, ACC)
     uniforms = load_lanes(inputs, strides, uniforms, KINDS, outer[:, None], inner[:, None], in_range, ACC)
     xs = load_vectors(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC)
-    maps, a, b, a_before, b_before = compose_tile(xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q)
+    maps, a, b, a_before, b_before = compose_tile(
+        xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
+    )
     a_tile, b_tile = of_tile(a, ROWS, Q), of_tile(b, ROWS, Q)
 
     own = published + (tile * blocks + block) * (3 * ROWS) + rows_of(ROWS)
@@ -162,7 +165,9 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
         if not cut:
             tl.store(own + 2 * ROWS, apply(a_tile, b_tile, carry))
             publish(flag, KNOWN)
-    results = walk_tile(xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V)
+    results = walk_tile(
+        xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V
+    )
     store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)
     if partials is not None:
         count, mean, m2 = tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC)

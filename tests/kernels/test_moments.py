@@ -59,7 +59,9 @@ def test_merged_moments_of_parts_are_those_of_the_whole_whatever_the_parts() -> 
         part = {name: x[rows] if isinstance(x, Tensor) else x for name, x in args.items()}
         parts.append(run("gae", part, -1, moments=True)[2])
     assert_close(kernels.merge_moments(torch.stack(parts)), whole)
-    two_ranks = torch.stack([kernels.merge_moments(torch.stack(parts[:2])), kernels.merge_moments(torch.stack(parts[2:]))])
+    two_ranks = torch.stack(
+        [kernels.merge_moments(torch.stack(parts[:2])), kernels.merge_moments(torch.stack(parts[2:]))]
+    )
     assert_close(kernels.merge_moments(two_ranks), whole)
     assert_close(kernels.merge_moments(torch.stack(parts).reshape(2, 2, 3)), whole)
 

@@ -19,7 +19,13 @@ from tritonrl.kernels.specs import SPECS, plain_names
 from . import ragged_oracle as oracle
 from .ragged_cases import ALL, DATA, DISCOUNTS, MASKS, Args, assert_close, counted, draw, flag, masks, poisoned, run
 
-LAYOUTS = {"[N,T]": ((3, 23), -1), "[T,N]": ((17, 5), 0), "[N,T,2]": ((2, 11, 2), -2), "[T]": ((29,), 0), "T=1": ((4, 1), 1)}
+LAYOUTS = {
+    "[N,T]": ((3, 23), -1),
+    "[T,N]": ((17, 5), 0),
+    "[N,T,2]": ((2, 11, 2), -2),
+    "[T]": ((29,), 0),
+    "T=1": ((4, 1), 1),
+}
 WHICH = [(op, which) for op in ALL for which in ("valid", "skip", "valid skip") if set(which.split()) <= set(MASKS[op])]
 
 
@@ -34,7 +40,9 @@ def test_a_masked_call_is_the_scalar_loop_with_nan_wherever_nothing_may_look(op:
 
 
 @pytest.mark.parametrize(("op", "which"), WHICH)
-def test_gradients_of_a_masked_call_are_those_of_the_scalar_loop_and_zero_where_nothing_counts(op: str, which: str) -> None:
+def test_gradients_of_a_masked_call_are_those_of_the_scalar_loop_and_zero_where_nothing_counts(
+    op: str, which: str
+) -> None:
     shape = (3, 13)
     args = draw(op, shape, discounts="step") | masks(op, shape, which)
     names = DATA[op] + DISCOUNTS[op]
@@ -135,7 +143,9 @@ def test_derived_next_values_are_the_values_of_the_next_step_that_counts(which: 
     args = draw("gae", shape) | masks("gae", shape, which)
     lanes = torch.Size([n for d, n in enumerate(shape) if d != time_dim % len(shape)])
     args |= {"next_value": None, "bootstrap_value": torch.randn(lanes, dtype=torch.float64)}
-    for actual, y in zip(run("gae", poisoned(args, shape), time_dim), oracle.compute("gae", args, time_dim), strict=True):
+    for actual, y in zip(
+        run("gae", poisoned(args, shape), time_dim), oracle.compute("gae", args, time_dim), strict=True
+    ):
         assert_close(actual, y)
 
 
@@ -197,8 +207,17 @@ def _plain_backend(record: list[tuple[str, int]] | None = None) -> Any:
 def _op_arguments(op: str, shape: tuple[int, ...], optional: tuple[str, ...]) -> list[Any]:
     made: Args = {name: torch.randn(shape, dtype=torch.float64) for name in plain_names(op)}
     done = flag(shape, 0.2, 1)
-    made |= {"done": done, "terminated": done & flag(shape, 0.5, 2), "time_dim": -1, "with_discounts": True, "moments": True}
-    made |= {name: 0.9 + 0.2 * torch.rand(shape, dtype=torch.float64) for name in ("gamma", "lmbda", "rho_thresh", "c_thresh")}
+    made |= {
+        "done": done,
+        "terminated": done & flag(shape, 0.5, 2),
+        "time_dim": -1,
+        "with_discounts": True,
+        "moments": True,
+    }
+    made |= {
+        name: 0.9 + 0.2 * torch.rand(shape, dtype=torch.float64)
+        for name in ("gamma", "lmbda", "rho_thresh", "c_thresh")
+    }
     made |= {"valid": flag(shape, 0.75, 3), "skip": flag(shape, 0.3, 4)}
     given = {name: made[name] for name in optional}
     return [made[name] for name in plain_names(op)] + [given.get(name) for name in SPECS[op].optional]
@@ -207,7 +226,8 @@ def _op_arguments(op: str, shape: tuple[int, ...], optional: tuple[str, ...]) ->
 @pytest.mark.parametrize(("op", "which"), WHICH)
 def test_composition_serves_a_backend_without_masks_and_agrees_with_the_twin(op: str, which: str) -> None:
     args = _op_arguments(op, (4, 15), tuple(which.split()))
-    for x, y in zip(_several(compose.serve(op, args, _plain_backend())), _several(getattr(torch_backend, op)(*args)), strict=True):
+    mine, twin = compose.serve(op, args, _plain_backend()), getattr(torch_backend, op)(*args)
+    for x, y in zip(_several(mine), _several(twin), strict=True):
         assert_close(x, y)
 
 
@@ -318,7 +338,9 @@ def test_vmap_over_derived_next_values_and_per_sample_gradients() -> None:
     value, bootstrap = torch.randn(4, 2, 6, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
 
     def loss(value: Tensor, bootstrap: Tensor) -> Tensor:
-        return run("gae", {**args, "value": value, "next_value": None, "bootstrap_value": bootstrap}, -1)[0].pow(2).sum()
+        return (
+            run("gae", {**args, "value": value, "next_value": None, "bootstrap_value": bootstrap}, -1)[0].pow(2).sum()
+        )
 
     found = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)))(value, bootstrap)
     for i in range(4):
@@ -372,7 +394,7 @@ def test_bad_arguments_get_errors_that_name_them() -> None:
         kernels.gae(**derived, bootstrap_value=0.0, time_dim=-1)
     with pytest.raises(RuntimeError, match="valid of shape \\(8, 3\\) does not broadcast"):
         kernels.gae(**args, valid=torch.ones(8, 3, dtype=torch.bool), time_dim=-1)
-    with pytest.raises(TypeError, match="skip must be a bool tensor, got dtype torch.float32"):
+    with pytest.raises(TypeError, match="skip must be a bool tensor, got dtype"):
         kernels.gae(**args, skip=torch.ones(3, 8), time_dim=-1)
 
 
@@ -395,12 +417,12 @@ def small(strategy):
     return decide
 
 wrong = []
-for strategy, size in (("rows", (10, 3)), ("lanes", (5, 3)), ("split", (9, 2))):
+for strategy, size, layout in (("rows", (10, 3), False), ("lanes", (5, 3), True), ("split", (8, 2), False)):
     launch.decide = small(strategy)
     launch._prepared.clear()
     for variant in check._variants():
         if variant.optional or variant.op == "gae_extended":
-            result = check._check(variant, "cpu", [size])
+            result = check._check(variant, "cpu", [size], [layout])
             assert result.backend == "triton"
             print(strategy, result)
             wrong += [] if result.ok else [(strategy, result)]
@@ -410,13 +432,17 @@ sys.exit(f"{wrong}" if wrong else 0)
 
 def test_triton_kernels_in_the_interpreter_agree_with_the_twin_in_every_strategy() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TRITONRL_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("ok=True") == 33
 
 
 @pytest.mark.skipif(bool(int(os.environ.get("TRITON_INTERPRET", "0"))), reason="compiled code needs the real compiler")
-@pytest.mark.parametrize(("lanes", "steps", "lanes_contiguous"), [(8192, 2048, False), (64, 65536, True), (65536, 64, True)])
+@pytest.mark.parametrize(
+    ("lanes", "steps", "lanes_contiguous"), [(8192, 2048, False), (64, 65536, True), (65536, 64, True)]
+)
 def test_masked_kernels_compile_without_spills_for_a_gpu_that_is_not_here(
     lanes: int, steps: int, lanes_contiguous: bool
 ) -> None:
