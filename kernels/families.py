@@ -56,8 +56,8 @@ def _masked(
         return recurrence
     following = valid if closing else None
     n = len(recurrence.inputs)
-    places = (-1 if x is None else n + i for i, x in enumerate((valid, following, skip)))
-    masks = (next(places), next(places), next(places), done)
+    places = [-1 if x is None else n + i for i, x in enumerate((valid, following, skip))]
+    masks = (places[0], places[1], places[2], done)
     inputs = (*recurrence.inputs, (valid, 0), (following, 1), (skip, 0))
     return recurrence._replace(inputs=inputs, masks=masks)
 
