@@ -50,8 +50,9 @@ def _variants() -> list[_Variant]:
     return [*found, _Variant("gae_extended", ("bootstrap_value",))]
 
 
-def _arguments(variant: _Variant, steps: int, lanes: int, device: str, lanes_contiguous: bool) -> list[Any]:
+def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_contiguous: bool) -> list[Any]:
     """Random arguments in schema order: about one step in ten is done, and NaN stands wherever nothing may look."""
+    variant = _Variant(op) if isinstance(op, str) else op
     generator = torch.Generator().manual_seed(steps)
 
     def draw(share: float) -> Tensor:
