@@ -40,8 +40,9 @@ def broken(op: str, how: str) -> Any:
     return spoilt
 
 
+# What a backend has no function for is composed of what it has (kernels/compose.py), and wrong where that is wrong.
 @pytest.mark.parametrize("how", ["off", "nan"])
-@pytest.mark.parametrize("op", SPECS)
+@pytest.mark.parametrize("op", [op for op in SPECS if hasattr(torch_backend, op)])
 def test_one_wrong_number_in_one_result_is_found(op: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Backend:
         def __getattr__(self, name: str) -> Any:
