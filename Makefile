@@ -43,7 +43,8 @@ types: $(STAMP)
 	ln -s $(CURDIR)/tritonrl/* $(TYPES)/tritonrl/
 	ln -s $(CURDIR)/kernels $(TYPES)/tritonrl/kernels
 	ln -s $(CURDIR)/examples $(TYPES)/examples
-	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache tritonrl examples
+	ln -s $(CURDIR)/perf $(TYPES)/perf
+	cd $(TYPES) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache tritonrl examples perf
 
 bench: $(STAMP)
 	$(BIN)/python -m perf --json

@@ -8,7 +8,12 @@ from typing import Any, ClassVar
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from tritonrl.objectives.value.registry import ValueEstimators, as_value_estimator_type, dispatch_value_estimator
+from tritonrl.objectives.value.registry import (
+    ValueEstimators,
+    as_value_estimator_type,
+    dispatch_value_estimator,
+    get_value_estimator_entry,
+)
 
 __all__ = ["LossValueEstimator"]
 
@@ -86,7 +91,7 @@ class LossValueEstimator(nn.Module):
             self,
             value_type,
             supported=self.SUPPORTED_VALUE_ESTIMATORS,
-            tensor_keys=self._value_estimator_keys(),
+            tensor_keys=self._value_estimator_keys(get_value_estimator_entry(value_type).cls),
             **self._with_device(hyperparams),
         )
 
@@ -119,15 +124,17 @@ class LossValueEstimator(nn.Module):
     def value_estimator(self, value: nn.Module | None) -> None:
         self._value_estimator = value
 
-    def _value_estimator_keys(self) -> dict[str, Any]:
+    def _value_estimator_keys(self, estimator: Any) -> dict[str, Any]:
+        """The keys of the loss that ``estimator`` (an estimator or its class) shares."""
         keys = vars(self.tensor_keys)
-        return {name: keys[name] for name in self._value_estimator_default_keys if name in keys}
+        names = (*self._value_estimator_default_keys, *getattr(estimator, "keys_from_loss", ()))
+        return {name: keys[name] for name in names if name in keys}
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         """After :meth:`set_keys`: hand the keys to the estimator if there is one, and build ``in_keys`` anew."""
         estimator: Any = self._value_estimator
         if estimator is not None:
-            estimator.set_keys(**self._value_estimator_keys())
+            estimator.set_keys(**self._value_estimator_keys(estimator))
         set_in_keys = getattr(self, "_set_in_keys", None)
         if set_in_keys is not None:
             set_in_keys()

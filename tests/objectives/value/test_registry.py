@@ -25,7 +25,7 @@ def test_members_are_those_of_torchrl() -> None:
     assert {member.name: member.value for member in ValueEstimators} == {member.name: member.value for member in Theirs}
 
 
-@pytest.mark.parametrize("name", ["TD0", "TD1", "TDLambda", "GAE"])
+@pytest.mark.parametrize("name", ["TD0", "TD1", "TDLambda", "GAE", "MAGAE", "VTrace"])
 def test_defaults_are_those_of_torchrl(name: str) -> None:
     from torchrl.objectives.utils import ValueEstimators as Theirs
     from torchrl.objectives.utils import default_value_kwargs as their_defaults

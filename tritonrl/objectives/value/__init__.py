@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
-from .estimators import GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator, ValueEstimatorBase
+from .estimators import (
+    GAE,
+    MultiAgentGAE,
+    TD0Estimate,
+    TD0Estimator,
+    TD1Estimate,
+    TD1Estimator,
+    TDLambdaEstimate,
+    TDLambdaEstimator,
+    ValueEstimatorBase,
+    VTrace,
+)
 
-__all__ = ["GAE", "TD0Estimator", "TD1Estimator", "TDLambdaEstimator", "ValueEstimatorBase"]
+__all__ = [
+    "GAE",
+    "MultiAgentGAE",
+    "TD0Estimate",
+    "TD0Estimator",
+    "TD1Estimate",
+    "TD1Estimator",
+    "TDLambdaEstimate",
+    "TDLambdaEstimator",
+    "VTrace",
+    "ValueEstimatorBase",
+]

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from .base import ValueEstimatorBase
+from .deprecated import TD0Estimate, TD1Estimate, TDLambdaEstimate
 from .gae import GAE
+from .multi_agent_gae import MultiAgentGAE
 from .td0 import TD0Estimator
 from .td1 import TD1Estimator
 from .td_lambda import TDLambdaEstimator
+from .vtrace import VTrace
 
-__all__ = ["GAE", "TD0Estimator", "TD1Estimator", "TDLambdaEstimator", "ValueEstimatorBase"]
+__all__ = [
+    "GAE",
+    "MultiAgentGAE",
+    "TD0Estimate",
+    "TD0Estimator",
+    "TD1Estimate",
+    "TD1Estimator",
+    "TDLambdaEstimate",
+    "TDLambdaEstimator",
+    "VTrace",
+    "ValueEstimatorBase",
+]

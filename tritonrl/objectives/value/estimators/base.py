@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch, skip_existing
 from torch import Tensor, nn
 
 from tritonrl.objectives.random_modules import draws_random_numbers
+from tritonrl.objectives.validity import hide_invalid
 
 from .chunks import Chunking
 from .coefficients import EstimatorCoefficients
@@ -21,6 +22,7 @@ from .shifted import SHIFTED_VALID_KEY, cut_at_last_valid, plan_slots, shifted_v
 from .signals import Signals, Steps, check_shapes, per_step, read_entry, read_signals, stored_value, write_entries
 from .standardise import standardise
 from .time_axis import resolve_time_dim
+from .valid_steps import keep_valid, read_valid
 from .value_calls import ValueCaller, Values
 
 __all__ = ["ValueEstimatorBase"]
@@ -54,6 +56,9 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         value_chunk_size, num_chunks, num_chunk, value_chunk_dim: evaluate the network on pieces of the rollout; see
             :class:`~tritonrl.objectives.value.estimators.chunks.Chunking`.
         group_key: entry with one integer id per step; standardisation is then done group by group.
+        valid_key: bool entry ``[*B, T]`` or ``[*B, T, 1]`` that is False in padding. A step before padding ends its
+            trajectory as the last step of a rollout does; in padding advantage and target are 0; statistics leave it
+            out. (A loss does so too if given that key as ``loss_mask_key``.)
         advantage_key, value_target_key, value_key: gone; use :meth:`set_keys`.
 
     Raises:
@@ -63,6 +68,8 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
 
     is_functional = False
     is_stateless = False
+    keys_from_loss: ClassVar[tuple[str, ...]] = ()
+    """Keys that a loss hands to this estimator besides those that every estimator has."""
 
     def __init__(
         self,
@@ -79,6 +86,7 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         num_chunk: int | None = None,
         value_chunk_dim: int = 0,
         group_key: NestedKey | None = None,
+        valid_key: NestedKey | None = None,
         advantage_key: NestedKey | None = None,
         value_target_key: NestedKey | None = None,
         value_key: NestedKey | None = None,
@@ -96,6 +104,7 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         self.skip_existing = skip_existing
         self.deactivate_vmap = deactivate_vmap
         self.group_key = None if group_key is None else unravel_key(group_key)
+        self.valid_key = None if valid_key is None else unravel_key(valid_key)
         self.time_dim: int | None = None
         self._tensor_keys = self.default_keys()
         self._vmap_randomness: str | None = None
@@ -175,8 +184,9 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         target_params = params if one_set else None if target_params is None else target_params.detach()
         skip = skip_existing() if self.skip_existing is None else self.skip_existing
         with torch.set_grad_enabled(self.differentiable):
-            steps, written = self._steps(tensordict, params, target_params, time_dim, skip)
-            written |= self._results(steps, tensordict)
+            data = self._without_padding(tensordict)
+            steps, written = self._steps(data, params, target_params, time_dim, skip)
+            written |= self._results(steps, data)
         return write_entries(tensordict, written)
 
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
@@ -188,8 +198,27 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         raise NotImplementedError(f"{type(self).__name__} does not say how to compute an advantage.")
 
     def _fit_signals(self, signals: Signals, value: Tensor) -> Signals:
-        """Hook: bring reward and flags to the shape of the value. By default they must have it."""
-        return signals
+        """Reward and flags as :meth:`_fit_signal` brings them to the shape of the value."""
+        names = (self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated)
+        fitted = [self._fit_signal(next_key(key), signal, value) for key, signal in zip(names, signals, strict=True)]
+        return Signals(*fitted)
+
+    def _fit_signal(self, key: NestedKey, signal: Tensor, value: Tensor) -> Tensor:
+        """Hook: bring one entry of the next step to the shape of the value. By default it must have it."""
+        return signal
+
+    def _without_padding(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The rollout, or a shallow copy of it in which no NaN or infinity of the padding is left for the networks."""
+        if self.valid_key is None:
+            return tensordict
+        read_valid(tensordict, self.valid_key)  # Refuses a mask that does not fit, in words of its own.
+        data = tensordict.copy()
+        hide_invalid(data, self._entries_read(), (self.valid_key,))
+        return data
+
+    def _kept(self, steps: Steps, tensordict: TensorDictBase) -> Steps:
+        """The steps, of which those in the padding do not count."""
+        return steps if self.valid_key is None else keep_valid(steps, read_valid(tensordict, self.valid_key))
 
     def _time_axis(self, tensordict: TensorDictBase, time_dim: int | None) -> int:
         return resolve_time_dim(tensordict, self.time_dim if time_dim is None else time_dim)
@@ -213,11 +242,13 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
             written[next_key(keys.value)] = values.next_value
         signals = self._checked_signals(signals, values)
         if values.valid is not None:
-            written[SHIFTED_VALID_KEY] = values.valid
             signals = signals._replace(done=cut_at_last_valid(signals.done, values.valid, axis))
         detached = values.next_value.detach()
         gamma = self._discount(tensordict, signals.reward, values.value, detached)
-        return Steps(gamma, *signals, values.value, detached, axis, values.valid), written
+        steps = self._kept(Steps(gamma, *signals, values.value, detached, axis, values.valid), tensordict)
+        if values.valid is not None and steps.valid is not None:
+            written[SHIFTED_VALID_KEY] = steps.valid
+        return steps, written
 
     def _checked_signals(self, signals: Signals, values: Values) -> Signals:
         keys = self.tensor_keys
@@ -285,7 +316,10 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
                 "shifted=True gets values and next values from one call, hence from one set of parameters: give no "
                 "target_params, or the very object given as params."
             )
-        plan = plan_slots(signals.done, signals.terminated, tensordict.batch_dims, time_dim, self.shifted_budget)
+        done = signals.done
+        if self.valid_key is not None:  # What follows the last step before padding is not its next step.
+            done = cut_at_last_valid(done, read_valid(tensordict, self.valid_key), time_dim)
+        plan = plan_slots(done, signals.terminated, tensordict.batch_dims, time_dim, self.shifted_budget)
         return shifted_values(caller, read_network_inputs(tensordict, in_keys, one_row=True), plan, params)
 
     def _caller(self, network: TensorDictModuleBase) -> ValueCaller:
@@ -297,3 +331,10 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         """``x`` standardised over the batch, or over each group of ``group_key``."""
         groups = None if self.group_key is None else read_entry(tensordict, self.group_key, "group_key")
         return standardise(x, min_std, valid=valid, groups=groups)
+
+    def _standardised_advantage(
+        self, advantage: Tensor, min_std: float, steps: Steps, tensordict: TensorDictBase
+    ) -> Tensor:
+        """The advantage standardised over the valid steps: those of this call, or of an earlier one that said so."""
+        valid = tensordict.get(SHIFTED_VALID_KEY, None) if steps.valid is None else steps.valid
+        return self._standardised(advantage, min_std, tensordict, valid)

@@ -15,7 +15,6 @@ from tritonrl.objectives.value.registry import ValueEstimators, register_value_e
 from .base import ValueEstimatorBase
 from .keys import next_key
 from .options import EstimatorOptions
-from .shifted import SHIFTED_VALID_KEY
 from .signals import Steps, check_shapes, read_entry, write_entries, zero_where_invalid
 
 __all__ = ["GAE"]
@@ -105,16 +104,16 @@ class GAE(ValueEstimatorBase):
         Raises:
             RuntimeError, KeyError, ValueError: see :meth:`forward`.
         """
-        steps, written = self._steps(tensordict, params, target_params, time_dim, skip_existing(), next_value)
-        _, target = self._advantage_and_target(steps, tensordict)
+        data = self._without_padding(tensordict)
+        steps, written = self._steps(data, params, target_params, time_dim, skip_existing(), next_value)
+        _, target = self._advantage_and_target(steps, data)
         write_entries(tensordict, written)
         return target
 
     def _results(self, steps: Steps, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
         advantage, target = self._advantage_and_target(steps, tensordict)
         if self.average_gae:
-            valid = tensordict.get(SHIFTED_VALID_KEY, None) if steps.valid is None else steps.valid
-            advantage = self._standardised(advantage, MIN_STD, tensordict, valid)
+            advantage = self._standardised_advantage(advantage, MIN_STD, steps, tensordict)
         return {self.tensor_keys.advantage: advantage, self.tensor_keys.value_target: target}
 
     def _advantage_and_target(self, steps: Steps, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -136,6 +135,7 @@ class GAE(ValueEstimatorBase):
     def _bootstrap_from_own_value(self, steps: Steps, tensordict: TensorDictBase) -> Steps:
         key = next_key("truncated")
         truncated = read_entry(tensordict, key, "truncated flag (read because of auto_reset_env=True)")
+        truncated = self._fit_signal(key, truncated, steps.value)
         check_shapes((next_key(self.tensor_keys.reward), steps.reward), (key, truncated))
         reward = torch.where(truncated, steps.reward + steps.gamma * steps.value, steps.reward)
         return steps._replace(reward=reward, terminated=steps.done)

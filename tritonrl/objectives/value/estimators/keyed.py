@@ -16,12 +16,14 @@ class KeyedEstimator(TensorDictModuleBase):
     Attributes:
         value_network: the module whose inputs are read at this step and at the next.
         group_key: an entry of group ids, or None.
+        valid_key: an entry that says which steps count, or None.
     """
 
     _AcceptedKeys = AcceptedKeys
     default_keys: type[AcceptedKeys] = AcceptedKeys
     value_network: TensorDictModuleBase | None
     group_key: NestedKey | None
+    valid_key: NestedKey | None
     _tensor_keys: AcceptedKeys
 
     @property
@@ -51,13 +53,14 @@ class KeyedEstimator(TensorDictModuleBase):
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries that ``forward`` reads; none without a value network."""
-        if self.value_network is None:
-            return []
+        return [] if self.value_network is None else self._entries_read()
+
+    def _entries_read(self) -> list[NestedKey]:
         keys = self.tensor_keys
-        inputs = list(self.value_network.in_keys)
+        inputs = [] if self.value_network is None else list(self.value_network.in_keys)
         signals = [next_key(key) for key in (keys.reward, keys.done, keys.terminated)]
-        groups = [] if self.group_key is None else [self.group_key]
-        return [*inputs, *signals, *(next_key(key) for key in inputs), *groups]
+        per_step = [key for key in (self.group_key, self.valid_key) if key is not None]
+        return [*inputs, *signals, *(next_key(key) for key in inputs), *per_step]
 
     @property
     def out_keys(self) -> list[NestedKey]:

@@ -12,7 +12,7 @@ from tensordict.nn import composite_lp_aggregate
 __all__ = ["AcceptedKeys", "next_key", "renamed_keys"]
 
 
-def _default_log_prob_key() -> str:
+def default_log_prob_key() -> str:
     return "sample_log_prob" if composite_lp_aggregate() else "action_log_prob"
 
 
@@ -35,7 +35,7 @@ class AcceptedKeys:
     done: NestedKey = "done"
     terminated: NestedKey = "terminated"
     steps_to_next_obs: NestedKey = "steps_to_next_obs"
-    sample_log_prob: NestedKey = field(default_factory=_default_log_prob_key)
+    sample_log_prob: NestedKey = field(default_factory=default_log_prob_key)
 
 
 def next_key(key: NestedKey) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class EstimatorOptions(TypedDict, total=False):
     num_chunk: int | None
     value_chunk_dim: int
     group_key: NestedKey | None
+    valid_key: NestedKey | None
     advantage_key: NestedKey | None
     value_target_key: NestedKey | None
     value_key: NestedKey | None

@@ -71,15 +71,16 @@ class TDEstimatorBase(ValueEstimatorBase):
             KeyError: if an entry is missing.
             ValueError: if the next value is missing and there is no value network.
         """
-        axis = self._time_axis(tensordict, time_dim)
-        signals = read_signals(tensordict, self.tensor_keys)
+        data = self._without_padding(tensordict)
+        axis = self._time_axis(data, time_dim)
+        signals = read_signals(data, self.tensor_keys)
         if next_value is None:
-            next_value = self._next_value(tensordict, target_params)
+            next_value = self._next_value(data, target_params)
         signals = self._fit_signals(signals, next_value)
         self._check_signals(signals, next_value)
-        gamma = self._discount(tensordict, signals.reward, next_value)
-        steps = Steps(gamma, *signals, next_value, next_value, axis)
-        steps, written = self._with_average_rewards(steps, tensordict)
+        gamma = self._discount(data, signals.reward, next_value)
+        steps = self._kept(Steps(gamma, *signals, next_value, next_value, axis), data)
+        steps, written = self._with_average_rewards(steps, data)
         returns = self._returns(steps)
         write_entries(tensordict, written)
         return returns
@@ -94,7 +95,8 @@ class TDEstimatorBase(ValueEstimatorBase):
     def _with_average_rewards(self, steps: Steps, tensordict: TensorDictBase) -> tuple[Steps, dict[NestedKey, Tensor]]:
         if not self.average_rewards:
             return steps, {}
-        reward = self._standardised(steps.reward, self._min_reward_std, tensordict)
+        valid = None if self.valid_key is None else steps.valid
+        reward = self._standardised(steps.reward, self._min_reward_std, tensordict, valid)
         return steps._replace(reward=reward), {next_key(self.tensor_keys.reward): reward}
 
     def _next_value(self, tensordict: TensorDictBase, target_params: TensorDictBase | None) -> Tensor:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from tritonrl.objectives.functional_params import swap_params
 
 from .chunks import Chunking
 from .network_inputs import NetworkInputs
 
-__all__ = ["ValueCaller", "Values"]
+__all__ = ["ValueCaller", "Values", "held_out"]
 
 
 class Values(NamedTuple):
@@ -89,9 +89,15 @@ class ValueCaller:
         return value
 
     def _parameters(self, params: TensorDictBase | None, inputs: TensorDictBase) -> AbstractContextManager:
-        if params is not None:
-            return swap_params(params, self.network)
-        if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs.values(True, True)):
-            return swap_params(TensorDict.from_module(self.network).data, self.network)
-        # No graph can come of it but one to the parameters, which is not wanted.
-        return torch.no_grad()
+        return held_out(self.network, inputs) if params is None else swap_params(params, self.network)
+
+
+def held_out(network: nn.Module, inputs: TensorDictBase) -> AbstractContextManager:
+    """Inside the block a call of ``network`` has no gradient to its parameters, only to those ``inputs`` that want one.
+
+    The ``requires_grad`` flags of the network are never touched, not even for the length of the block.
+    """
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in inputs.values(True, True)):
+        return swap_params(TensorDict.from_module(network).data, network)
+    # No graph can come of it but one to the parameters, which is not wanted.
+    return torch.no_grad()
