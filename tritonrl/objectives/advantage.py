@@ -66,7 +66,7 @@ def _included_dims(advantage: Tensor, exclude_dims: Sequence[int]) -> tuple[int,
     return tuple(dim for dim in range(ndim) if dim not in excluded)
 
 
-def align_advantage(advantage: Tensor, log_weight: Tensor) -> Tensor:
+def align_advantage(advantage: Tensor, log_weight: Tensor, what: str = "log-weight") -> Tensor:
     """Give the advantage the dimensions of the log-weight, or refuse.
 
     Allowed are: one shape for both; an advantage ``[*B, 1]`` for log-weights ``[*B, *token, 1]`` (every token of an
@@ -75,7 +75,8 @@ def align_advantage(advantage: Tensor, log_weight: Tensor) -> Tensor:
 
     Args:
         advantage: the advantage, usually ``[*B, 1]``.
-        log_weight: logarithm of the importance weight, ``[*B, 1]`` or ``[*B, *token, 1]``.
+        log_weight: logarithm of the importance weight, or of the probability, ``[*B, 1]`` or ``[*B, *token, 1]``.
+        what: its name in the error.
 
     Returns:
         The advantage, viewed so that its product with the log-weight pairs every action with its own advantage.
@@ -98,8 +99,7 @@ def align_advantage(advantage: Tensor, log_weight: Tensor) -> Tensor:
     elif 0 < len(ours) < len(theirs) and ours[-1] == 1 and theirs[: len(ours) - 1] == ours[:-1]:
         return advantage.reshape(ours[:-1] + (1,) * (len(theirs) - len(ours) + 1))
     raise ValueError(
-        f"the advantage has shape {ours} but the log-weight has shape {theirs}: their product would not pair every "
-        "action "
+        f"the advantage has shape {ours} but the {what} has shape {theirs}: their product would not pair every action "
         "with its own advantage. The advantage must have the shape of the batch plus a trailing (1,), as the value "
         "estimators write it (e.g. advantage.unsqueeze(-1))."
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce as fold
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -27,12 +28,14 @@ from tritonrl.objectives.reduction import (
 )
 from tritonrl.objectives.sampling_mode import run_in_loss_modes
 from tritonrl.objectives.target_params import warn_stale_targets
+from tritonrl.objectives.type_caches import warm_type_caches
 
 __all__ = ["AUTO_LOSS_MASK_KEYS", "LossModule", "add_random_module"]
 
 
 class _LossMeta(abc.ABCMeta):
-    """Makes ``forward`` and every public method whose name ends in ``loss`` run in the loss modes."""
+    """Makes ``forward`` and every public method whose name ends in ``loss`` run in the loss modes, and completes the
+    constructor."""
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(name, bases, namespace, **kwargs)
@@ -41,6 +44,23 @@ class _LossMeta(abc.ABCMeta):
                 method = getattr(cls, attribute)
                 if isinstance(method, types.FunctionType) and not _is_static(cls, attribute):
                     setattr(cls, attribute, run_in_loss_modes(method))
+        type.__setattr__(cls, "__init__", _then_build_in_keys(cls, cls.__init__))  # type: ignore[misc]
+
+
+def _then_build_in_keys(cls: type, init: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a constructor: once the outermost one is through, collect the in_keys.
+
+    Every network is there by then. Collected in the first call instead, which may be a compiled one, they would be new
+    state and compile the second call again.
+    """
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if type(self) is cls:
+            cast(LossKeys, self)._build_in_keys()
+
+    return wrapper
 
 
 def _is_static(cls: type, attribute: str) -> bool:
@@ -96,6 +116,7 @@ class LossModule(
 
     def __init__(self) -> None:
         super().__init__()
+        warm_type_caches()
         self._init_keys()
         self._init_value_estimator()
         self.register_forward_pre_hook(_check_target_updaters)
@@ -144,7 +165,7 @@ class LossModule(
         if len({term.shape for term in terms}) > 1:
             shapes = [tuple(term.shape) for term in terms]
             raise ValueError(f"total: the terms must have one shape, got {shapes}; reduce them first.")
-        return fold(torch.add, terms)
+        return functools.reduce(torch.add, terms)
 
     # -- reduction ------------------------------------------------------------------------------------------------
 

@@ -80,13 +80,17 @@ class LossKeys(nn.Module):
     @property
     def in_keys(self) -> list[NestedKey]:
         """The entries that the loss may read, for ``dispatch``: built once by ``_set_in_keys``, or assigned."""
+        self._build_in_keys()
         if getattr(self, "_in_keys", None) is None:
-            set_in_keys = getattr(self, "_set_in_keys", None)
-            if set_in_keys is None:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute 'in_keys'")
-            set_in_keys()
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute 'in_keys'")
         return self._in_keys
 
     @in_keys.setter
     def in_keys(self, values: list[NestedKey]) -> None:
         self._in_keys = values
+
+    def _build_in_keys(self) -> None:
+        """Collect the in_keys by the loss's ``_set_in_keys``, if it has that and they are not there yet."""
+        set_in_keys = getattr(self, "_set_in_keys", None)
+        if set_in_keys is not None and getattr(self, "_in_keys", None) is None:
+            set_in_keys()

@@ -19,15 +19,14 @@ from tensordict.nn import CompositeDistribution, TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tritonrl.objectives.advantage import normalize_advantage
+from tritonrl.objectives.advantage import align_advantage, normalize_advantage
 from tritonrl.objectives.common import LossModule
 from tritonrl.objectives.critic_loss import critic_distance, required_entry
 from tritonrl.objectives.entropy_bonus import entropy_of, head_entropies, sum_heads, weigh_heads
 from tritonrl.objectives.functional_params import swap_params
-from tritonrl.objectives.log_weight import as_key_list
+from tritonrl.objectives.log_weight import as_key_list, log_prob_of_action
 from tritonrl.objectives.loss_value_estimator import LossValueEstimator
 from tritonrl.objectives.metrics import explained_variance, masked_mean
-from tritonrl.objectives.type_caches import warm_type_caches
 from tritonrl.objectives.validity import hide_invalid
 from tritonrl.objectives.value.registry import ValueEstimators
 
@@ -68,7 +67,7 @@ class OnPolicyLoss(LossModule):
     tensor_keys: _AcceptedKeys
     default_value_estimator: ClassVar[ValueEstimators] = ValueEstimators.GAE
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[ValueEstimators, ...]] = tuple(ValueEstimators)
-    _schedulable_buffers = frozenset({"entropy_coeff", "critic_coeff", "clip_value"})
+    _schedulable_buffers = frozenset({"clip_value"})
 
     _estimator_was_chosen = False
 
@@ -79,6 +78,28 @@ class OnPolicyLoss(LossModule):
     clip_value: Tensor | None
 
     # -- construction ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _refuse_gamma(gamma: float | None) -> None:
+        if gamma is not None:
+            raise TypeError(
+                "gamma is not an argument of the loss: call make_value_estimator(ValueEstimators.GAE, gamma=...) on it"
+            )
+
+    @staticmethod
+    def _one_of(name: str, value: Any, alias: str, other: Any) -> Any:
+        """The argument under either of its two names."""
+        if value is not None and other is not None:
+            raise TypeError(f"{name} and {alias} are two names of one argument: pass one of them")
+        return other if value is None else value
+
+    @classmethod
+    def _required_one_of(cls, name: str, value: Any, alias: str, other: Any) -> Any:
+        """The argument under either of its two names, one of which must be given."""
+        argument = cls._one_of(name, value, alias, other)
+        if argument is None:
+            raise TypeError(f"missing argument: {name}")
+        return argument
 
     def _register_networks(
         self,
@@ -95,7 +116,6 @@ class OnPolicyLoss(LossModule):
             raise TypeError(
                 f"actor_network must be a probabilistic tensordict module (with get_dist), got {type(actor).__name__}"
             )
-        warm_type_caches()
         self._functional = functional
         self.separate_losses = separate_losses
         shared = {id(parameter) for parameter in actor.parameters()} if separate_losses else set()
@@ -114,7 +134,6 @@ class OnPolicyLoss(LossModule):
             self.critic_network = critic
             self._shared_names = tuple(name for name, p in critic.named_parameters() if id(p) in shared)
         self._read_actor_keys()
-        self._set_in_keys()
         self._build_estimator_early()
 
     def _read_actor_keys(self) -> None:
@@ -129,14 +148,9 @@ class OnPolicyLoss(LossModule):
         return self._actor_keys[name] if name in self._actor_keys else super()._default_key(name)
 
     def _register_critic_options(
-        self,
-        critic_coeff: float | Tensor | None,
-        loss_critic_type: str,
-        clip_value: float | Tensor | None,
-        device: torch.device | None,
+        self, loss_critic_type: str, clip_value: float | Tensor | None, device: torch.device | None = None
     ) -> None:
         self.loss_critic_type = loss_critic_type
-        self._register_coefficient("critic_coeff", critic_coeff, device)
         self._register_coefficient("clip_value", clip_value, device)
 
     def _register_entropy_options(
@@ -144,7 +158,7 @@ class OnPolicyLoss(LossModule):
         entropy_bonus: bool,
         samples_mc_entropy: int,
         entropy_coeff: float | Tensor | Mapping[NestedKey, float] | None,
-        device: torch.device | None,
+        device: torch.device | None = None,
     ) -> None:
         if isinstance(samples_mc_entropy, bool) or not isinstance(samples_mc_entropy, int) or samples_mc_entropy < 1:
             raise ValueError(f"samples_mc_entropy must be an integer of at least 1, got {samples_mc_entropy!r}")
@@ -170,6 +184,11 @@ class OnPolicyLoss(LossModule):
             name = f"_entropy_coeff_{index}"
             self.register_buffer(name, torch.tensor(float(value), device=self._coeff_device(device)), persistent=False)
             self._entropy_coeff_buffers[unravel_key(head)] = name
+
+    def _register_critic_coeff(self, critic_coeff: float | Tensor | None, device: torch.device | None = None) -> None:
+        if isinstance(critic_coeff, (int, float)) and not isinstance(critic_coeff, bool) and not critic_coeff >= 0:
+            raise ValueError(f"critic_coeff must not be negative, got {critic_coeff}")
+        self._register_coefficient("critic_coeff", critic_coeff, device)
 
     def _register_coefficient(self, name: str, value: float | Tensor | None, device: torch.device | None) -> None:
         """A schedulable coefficient. Integers become floats: 0.5 assigned to an integer buffer would be stored as 0."""
@@ -304,7 +323,7 @@ class OnPolicyLoss(LossModule):
 
     @staticmethod
     def _checked_advantage_norm(
-        advantage_norm: AdvantageNorm | None, normalize_advantage: bool
+        advantage_norm: AdvantageNorm | None, normalize_advantage: bool = False
     ) -> AdvantageNorm | None:
         if advantage_norm is None:
             return None
@@ -324,6 +343,15 @@ class OnPolicyLoss(LossModule):
         if self.training and computed:
             norm.update(tensordict.get(self.tensor_keys.value_target).detach())
         return advantage / norm.scale()
+
+    # -- objective ------------------------------------------------------------------------------------------------
+
+    def _likelihood_objective(
+        self, tensordict: TensorDictBase, distribution: Distribution, advantage: Tensor
+    ) -> Tensor:
+        """Element-wise -log pi(a|o) A of the stored action, ``[*B, 1]``: its gradient is the policy gradient."""
+        log_prob = log_prob_of_action(distribution, tensordict, self.tensor_keys.action).unsqueeze(-1)
+        return -log_prob * align_advantage(advantage, log_prob, "log-probability")
 
     # -- entropy --------------------------------------------------------------------------------------------------
 
@@ -359,7 +387,15 @@ class OnPolicyLoss(LossModule):
         return self.critic_network is not None and self.critic_coeff is not None
 
     def _critic_terms(self, tensordict: TensorDictBase, log_explained_variance: bool = False) -> dict[str, Tensor]:
-        """``loss_critic`` (element-wise) and the metrics ``value_clip_fraction`` and ``explained_variance``.
+        """``loss_critic`` (element-wise, with its coefficient) and the metrics of :meth:`_value_regression`."""
+        loss, metrics = self._value_regression(tensordict, log_explained_variance)
+        return {"loss_critic": loss if self.critic_coeff is None else self.critic_coeff * loss, **metrics}
+
+    def _value_regression(
+        self, tensordict: TensorDictBase, log_explained_variance: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The element-wise distance of the value from its target, and the metrics ``value_clip_fraction`` and
+        ``explained_variance``.
 
         Raises:
             KeyError: if the value target, the stored value (with ``clip_value``) or the critic's output is missing.
@@ -377,12 +413,12 @@ class OnPolicyLoss(LossModule):
         loss, clipped = critic_distance(
             value, target, self.loss_critic_type, old_value=old_value, clip_value=self.clip_value
         )
-        terms = {"loss_critic": loss if self.critic_coeff is None else self.critic_coeff * loss}
+        metrics = {}
         if clipped is not None:
-            terms["value_clip_fraction"] = masked_mean(clipped.to(value.dtype), self._loss_mask(data, value))
+            metrics["value_clip_fraction"] = masked_mean(clipped.to(value.dtype), self._loss_mask(data, value))
         if log_explained_variance:
-            terms["explained_variance"] = explained_variance(value, target, self._loss_mask(data, value))
-        return terms
+            metrics["explained_variance"] = explained_variance(value, target, self._loss_mask(data, value))
+        return loss, metrics
 
     # -- result ---------------------------------------------------------------------------------------------------
 

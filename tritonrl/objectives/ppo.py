@@ -99,7 +99,7 @@ class PPOLoss(OnPolicyLoss):
         >>> loss.total(out).backward()
     """
 
-    _schedulable_buffers = frozenset({"max_importance_ratio"})
+    _schedulable_buffers = frozenset({"entropy_coeff", "critic_coeff", "max_importance_ratio"})
 
     max_importance_ratio: Tensor | None
 
@@ -132,10 +132,8 @@ class PPOLoss(OnPolicyLoss):
         device: torch.device | None = None,
     ) -> None:
         self._refuse_gamma(gamma)
-        actor_network = self._one_of("actor_network", actor_network, "actor", actor)
+        actor_network = self._required_one_of("actor_network", actor_network, "actor", actor)
         critic_network = self._one_of("critic_network", critic_network, "critic", critic)
-        if actor_network is None:
-            raise TypeError("missing argument: actor_network")
         critic_coeff = self._critic_coeff_or_none(critic_coeff, critic_network)
         if delay_actor and not functional:
             raise ValueError(
@@ -157,7 +155,8 @@ class PPOLoss(OnPolicyLoss):
             delay_actor=delay_actor,
         )
         self._register_entropy_options(entropy_bonus, samples_mc_entropy, entropy_coeff, device)
-        self._register_critic_options(critic_coeff, loss_critic_type, clip_value, device)
+        self._register_critic_coeff(critic_coeff, device)
+        self._register_critic_options(loss_critic_type, clip_value, device)
         self._register_coefficient("max_importance_ratio", max_importance_ratio, device)
         self.log_explained_variance = log_explained_variance
         self.normalize_advantage = normalize_advantage
@@ -278,20 +277,6 @@ class PPOLoss(OnPolicyLoss):
     # -- construction ---------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _refuse_gamma(gamma: float | None) -> None:
-        if gamma is not None:
-            raise TypeError(
-                "gamma is not an argument of the loss: call make_value_estimator(ValueEstimators.GAE, gamma=...) on it"
-            )
-
-    @staticmethod
-    def _one_of(name: str, value: Any, alias: str, other: Any) -> Any:
-        """The argument under either of its two names."""
-        if value is not None and other is not None:
-            raise TypeError(f"{name} and {alias} are two names of one argument: pass one of them")
-        return other if value is None else value
-
-    @staticmethod
     def _critic_coeff_or_none(
         critic_coeff: float | Tensor | None, critic_network: TensorDictModuleBase | None
     ) -> float | Tensor | None:
@@ -303,8 +288,6 @@ class PPOLoss(OnPolicyLoss):
         if critic_coeff is None:
             return 1.0
         if isinstance(critic_coeff, (int, float)) and not isinstance(critic_coeff, bool):
-            if critic_coeff < 0:
-                raise ValueError(f"critic_coeff must not be negative, got {critic_coeff}")
             return critic_coeff or None
         return critic_coeff
 
