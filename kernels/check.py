@@ -11,7 +11,7 @@ from torch import Tensor
 from . import torch_backend
 from .backend import backend_for, choose
 from .compose import serve
-from .specs import SPECS, plain_names
+from .specs import ALL_SPECS, SPECS, plain_names
 
 TOLERANCE = 1e-4
 
@@ -44,10 +44,10 @@ class _Variant(NamedTuple):
 def _variants() -> list[_Variant]:
     """Every op without optional arguments, then with all that go together."""
     found = [_Variant(op) for op in SPECS]
-    for op, spec in SPECS.items():
+    for op, spec in ALL_SPECS.items():
         if spec.optional:
             found.append(_Variant(op, tuple(name for name in spec.optional if name != "bootstrap_value")))
-    return [*found, _Variant("gae_extended", ("bootstrap_value",))]
+    return [*found, _Variant("gae_extended"), _Variant("gae_extended", ("bootstrap_value",))]
 
 
 def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_contiguous: bool) -> list[Any]:
@@ -93,7 +93,7 @@ def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_co
                 made[name] = laid_out(x.masked_fill(nowhere, float("nan")))
     derives = "bootstrap_value" in variant.optional
     plain = [None if derives and name == "next_value" else made[name] for name in plain_names(variant.op)]
-    optional = [made[name] if name in variant.optional else None for name in SPECS[variant.op].optional]
+    optional = [made[name] if name in variant.optional else None for name in ALL_SPECS[variant.op].optional]
     return plain + (optional if variant.optional else [])
 
 

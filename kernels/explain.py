@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .backend import BackendUnavailable, choose, describe, import_problem, module_of
 from .compose import serves_itself
-from .specs import SPECS, allocate, by_name, step_results
+from .specs import ALL_SPECS, allocate, by_name, step_results
 from .tables import table_for
 
 _DEFAULT_MULTIPROCESSORS = 132  # of an H100
@@ -33,7 +33,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, _, name = func.name().partition("::")
-        if namespace == "tritonrl" and name in SPECS:
+        if namespace == "tritonrl" and name in ALL_SPECS:
             self.calls.append(_Call(name, tuple(args)))
         return func(*args, **(kwargs or {}))
 
@@ -81,12 +81,12 @@ def explain(function: str | Callable[..., Any], *args: Any, multiprocessors: int
     """
     name = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
     public = getattr(importlib.import_module(".api", __package__), name, None)
-    if public is not None and (name in SPECS or name == "linear_recurrence"):
+    if public is not None and (name in ALL_SPECS or name == "linear_recurrence"):
         calls = _recorded(public, args, kwargs)
-    elif isinstance(function, str) and name in SPECS:
+    elif isinstance(function, str) and name in ALL_SPECS:
         calls = [_Call(name, args)]
     else:
-        known = ", ".join(SPECS)
+        known = ", ".join(ALL_SPECS)
         raise ValueError(
             f"nothing to explain about {name!r}: expected a function of tritonrl.kernels or one of {known}"
         )

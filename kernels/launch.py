@@ -26,12 +26,12 @@ from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
 from .moments import merge_moments
 from .plan import Plan, ceil_div, decide
-from .specs import SPECS, allocate, step_results
+from .specs import ALL_SPECS, allocate, step_results
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
 _STRIDED = (_STEPS, _LANES)
 # The ops whose masks the kernels take themselves (:mod:`.compose`).
-MASKED = frozenset(op for op, spec in SPECS.items() if spec.optional)
+MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
 _FOUR_BYTE_OFFSETS = 2**31 - 1
 _KERNELS = {"rows": rows_kernel, "lanes": lanes_kernel, "split": split_kernel}
 
@@ -269,7 +269,7 @@ def one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrenc
 
 def _run(op: str, *args: Any) -> Any:
     results = allocate(op, args)
-    moments = results[-1] if SPECS[op].moments else None
+    moments = results[-1] if ALL_SPECS[op].moments else None
     outputs = step_results(op, results)
     if moments is not None and not outputs:
         moments.zero_()

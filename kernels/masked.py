@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .dtypes import accumulate_dtype
-from .specs import SPECS, by_name, full_shape, plain_names
+from .specs import ALL_SPECS, by_name, full_shape, plain_names
 from .textbook import closes, counted, next_step
 
 Recurrence = Callable[[Tensor, Tensor, Tensor | None, int, bool], Tensor]
@@ -28,7 +28,7 @@ _FLAGS = ("done", "terminated", "valid", "skip")
 def unmasked(op: str, args: Sequence[Any]) -> tuple[list[Any], Tensor]:
     """The arguments that give the same results without masks, and where those results count."""
     named = by_name(op, args)
-    spec, valid, skip, time_dim = SPECS[op], named["valid"], named.get("skip"), named["time_dim"]
+    spec, valid, skip, time_dim = ALL_SPECS[op], named["valid"], named.get("skip"), named["time_dim"]
     shape = full_shape([x for x in (args[i] for i in spec.shaped_by) if x is not None])
     counts = counted(valid, skip)
     assert counts is not None, f"{op} was called without masks"

@@ -17,7 +17,7 @@ from . import gradients
 from .backend import backend_for
 from .compose import serve
 from .masked import derived_next_value, select, state_of, unmasked
-from .specs import SPECS, allocate, argument_names, by_name, plain_names
+from .specs import ALL_SPECS, allocate, argument_names, by_name, plain_names
 from .textbook import previous_step
 
 _library = torch.library.Library("tritonrl", "DEF")
@@ -36,7 +36,7 @@ def _register(op: str) -> None:
         results = allocate(op, args)
         return results if len(results) > 1 else results[0]
 
-    _library.define(op + SPECS[op].registered_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(op + ALL_SPECS[op].registered_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tritonrl::{op}", fake, lib=_library)
     torch.library.register_vmap(f"tritonrl::{op}", _vmap_rule(op), lib=_library)
@@ -44,7 +44,7 @@ def _register(op: str) -> None:
 
 def _vmap_rule(op: str) -> Callable[..., Any]:
     """Batch dimensions go to the front, where they are one more lane dimension: ``time_dim`` counts from the end."""
-    spec, names = SPECS[op], argument_names(op)
+    spec, names = ALL_SPECS[op], argument_names(op)
     without_time = [i for i, name in enumerate(names) if name in ("carry", "bootstrap_value")]
     wanted = len(plain_names(op)) - 1
 
@@ -98,7 +98,7 @@ def _backward_of(op: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     filled = dict(zip(plain_names(backward), plain, strict=True))
     if "terminated" in filled and filled["terminated"] is None:
         filled["terminated"] = filled["done"]
-    like = args[SPECS[backward].like]
+    like = args[ALL_SPECS[backward].like]
     for name in ("grad_advantage", "grad_target"):
         if name in filled and filled[name] is None:
             filled[name] = torch.zeros_like(like)
@@ -332,7 +332,7 @@ def _function(op: str) -> type[torch.autograd.Function]:
     return type(op, (torch.autograd.Function,), members)
 
 
-for _op in SPECS:
+for _op in ALL_SPECS:
     _register(_op)
 for _op, (_setup, _grad) in _GRADS.items():
     torch.library.register_autograd(f"tritonrl::{_op}", _grad, setup_context=_setup, lib=_library)

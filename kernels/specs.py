@@ -62,13 +62,6 @@ SPECS: dict[str, OpSpec] = {
         optional=_BOTH,
     ),
     # Without next_value it comes from bootstrap_value and the values themselves, and then there are no masks.
-    "gae_extended": OpSpec(
-        "(Tensor reward, Tensor value, Tensor? next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
-        " int time_dim, bool moments) -> (Tensor, Tensor, Tensor)",
-        *((0, 1, 2), 1, 2),
-        optional=("bootstrap_value", "valid", "skip"),
-        moments=True,
-    ),
     "gae_backward": OpSpec(
         "(Tensor? grad_advantage, Tensor? grad_target, Tensor next_value, Tensor advantage, Tensor done,"
         " Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim, bool with_discounts)"
@@ -113,17 +106,30 @@ SPECS: dict[str, OpSpec] = {
     ),
 }
 
+EXTENSIONS: dict[str, OpSpec] = {
+    "gae_extended": OpSpec(
+        "(Tensor reward, Tensor value, Tensor? next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
+        " int time_dim, bool moments) -> (Tensor, Tensor, Tensor)",
+        *((0, 1, 2), 1, 2),
+        optional=("bootstrap_value", "valid", "skip"),
+        moments=True,
+    ),
+}
+"""Ops that a backend may leave to the composition of :mod:`.compose`; all others it has to have."""
+
+ALL_SPECS = {**SPECS, **EXTENSIONS}
+
 
 @functools.cache
 def plain_names(op: str) -> tuple[str, ...]:
     """The arguments of ``op`` that every backend takes, in schema order."""
-    return tuple(argument.split()[-1] for argument in SPECS[op].schema[1:].split(")")[0].split(","))
+    return tuple(argument.split()[-1] for argument in ALL_SPECS[op].schema[1:].split(")")[0].split(","))
 
 
 @functools.cache
 def argument_names(op: str) -> tuple[str, ...]:
     """All arguments of ``op`` in schema order."""
-    return plain_names(op) + SPECS[op].optional
+    return plain_names(op) + ALL_SPECS[op].optional
 
 
 def by_name(op: str, args: Sequence[Any]) -> dict[str, Any]:
@@ -142,12 +148,12 @@ def full_shape(tensors: Sequence[Tensor]) -> torch.Size:
 
 def step_results(op: str, results: Sequence[Tensor]) -> list[Tensor]:
     """The results that have a number for every step: not the moments, and not what is empty."""
-    return [x for x in (results[:-1] if SPECS[op].moments else results) if x.numel()]
+    return [x for x in (results[:-1] if ALL_SPECS[op].moments else results) if x.numel()]
 
 
 def allocate(op: str, args: Sequence[Any]) -> tuple[Tensor, ...]:
     """The results of ``op`` for these arguments, uninitialised: full shape, promoted dtype, memory order of ``like``."""
-    spec = SPECS[op]
+    spec = ALL_SPECS[op]
     shaped_by = [args[i] for i in spec.shaped_by if args[i] is not None]
     shape, dtype, donor = full_shape(shaped_by), result_dtype(*shaped_by), args[spec.like]
     if donor.shape != shape:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tritonrl import kernels
 from tritonrl.kernels import compose, torch_backend
-from tritonrl.kernels.specs import SPECS, plain_names
+from tritonrl.kernels.specs import ALL_SPECS, plain_names
 
 from . import ragged_oracle as oracle
 from .ragged_cases import ALL, DATA, DISCOUNTS, MASKS, Args, assert_close, counted, draw, flag, masks, poisoned, run
@@ -201,7 +201,7 @@ def _plain_backend(record: list[tuple[str, int]] | None = None) -> Any:
 
         return function
 
-    return SimpleNamespace(**{op: limited(op) for op in SPECS if op != "gae_extended"})
+    return SimpleNamespace(**{op: limited(op) for op in ALL_SPECS if op != "gae_extended"})
 
 
 def _op_arguments(op: str, shape: tuple[int, ...], optional: tuple[str, ...]) -> list[Any]:
@@ -220,7 +220,7 @@ def _op_arguments(op: str, shape: tuple[int, ...], optional: tuple[str, ...]) ->
     }
     made |= {"valid": flag(shape, 0.75, 3), "skip": flag(shape, 0.3, 4)}
     given = {name: made[name] for name in optional}
-    return [made[name] for name in plain_names(op)] + [given.get(name) for name in SPECS[op].optional]
+    return [made[name] for name in plain_names(op)] + [given.get(name) for name in ALL_SPECS[op].optional]
 
 
 @pytest.mark.parametrize(("op", "which"), WHICH)
