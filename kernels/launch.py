@@ -234,10 +234,10 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
 
 def compiler_options(plan: Plan) -> dict[str, Any]:
     """How the kernel of this plan is to be compiled."""
-    if plan.strategy == "split":
-        # With no limit of ours the assembler sets itself one, of 64 registers, and would rather spill than use a few more.
-        return {"num_warps": plan.warps, "maxnreg": 255}
-    return {"num_warps": plan.warps}
+    if plan.strategy == "lanes":
+        return {"num_warps": plan.warps}
+    # Without a limit of ours the assembler takes one of its own, often 64 registers, and rather spills than uses a few more.
+    return {"num_warps": plan.warps, "maxnreg": 255}
 
 
 def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
