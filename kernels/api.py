@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
+from . import packed
 from .dtypes import accumulate_dtype, result_dtype
-from .ops import call
+from .masked import derived_next_value
+from .ops import call, recurrence
 from .specs import full_shape
+from .textbook import counted
 
 Discount: TypeAlias = float | Tensor
 
@@ -86,6 +89,67 @@ def _negative(time_dim: int, shape: torch.Size) -> int:
     return time_dim - rank if time_dim >= 0 else time_dim
 
 
+def _masks(like: Tensor, shape: torch.Size, **masks: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The optional masks of an op; nothing at all where none was given, so that such a call stays what it was."""
+    if all(x is None for x in masks.values()):
+        return ()
+    return tuple(None if x is None else _flag(name, x, like, shape) for name, x in masks.items())
+
+
+def _ended(
+    done: Tensor,
+    terminated: Tensor | None,
+    cu_seqlens: Tensor | None,
+    like: Tensor,
+    shape: torch.Size,
+    time_dim: int,
+) -> tuple[Tensor, Tensor | None]:
+    """The flags, with the last step of every packed sequence done (and terminated only where it was said to be)."""
+    done = _flag("done", done, like, shape)
+    terminated = None if terminated is None else _flag("terminated", terminated, like, shape)
+    if cu_seqlens is None:
+        return done, terminated
+    packed.check_offsets(cu_seqlens, shape, time_dim, done.device)
+    return done | packed.ends(cu_seqlens, shape), done if terminated is None else terminated
+
+
+def _bootstrap(
+    bootstrap_value: Tensor | None, next_value: Tensor | None, lanes: torch.Size, like: torch.dtype
+) -> Tensor | None:
+    """The value behind the last step, of which there is either none or the only next value that is given."""
+    if next_value is not None:
+        if bootstrap_value is not None:
+            raise ValueError(
+                "give next_value or bootstrap_value, not both: next values are derived only without next_value"
+            )
+        return None
+    if bootstrap_value is None:
+        raise ValueError(
+            f"next_value=None needs bootstrap_value, of shape {tuple(lanes)}: the values behind the last step"
+        )
+    if not isinstance(bootstrap_value, Tensor):
+        raise TypeError(f"bootstrap_value must be a tensor, got {type(bootstrap_value).__name__}")
+    if not _fits(bootstrap_value.shape, lanes):
+        raise RuntimeError(f"bootstrap_value has shape {tuple(bootstrap_value.shape)}, expected {tuple(lanes)}")
+    return bootstrap_value.to(like)
+
+
+def _derived(
+    value: Tensor,
+    bootstrap_value: Tensor,
+    masks: tuple[Tensor | None, ...],
+    cu_seqlens: Tensor | None,
+    shape: torch.Size,
+    time_dim: int,
+) -> Tensor:
+    """The next values of masked or packed data, from the values: a pass of its own in front of the kernel."""
+    counts = counted(*masks) if masks else None
+    value = value.expand(shape)
+    if cu_seqlens is None:
+        return derived_next_value(value, bootstrap_value, counts, time_dim, recurrence)
+    return packed.derived_next_value(value, bootstrap_value, cu_seqlens, counts, recurrence)
+
+
 def linear_recurrence(
     a: Tensor, b: Tensor, carry: Tensor | None = None, *, time_dim: int = -1, reverse: bool = True
 ) -> Tensor:
@@ -128,17 +192,60 @@ def linear_recurrence(
     return result
 
 
+@overload
 def gae(
     reward: Tensor,
     value: Tensor,
-    next_value: Tensor,
+    next_value: Tensor | None,
+    done: Tensor,
+    terminated: Tensor | None = ...,
+    *,
+    gamma: Discount,
+    lmbda: Discount,
+    time_dim: int = ...,
+    bootstrap_value: Tensor | None = ...,
+    valid: Tensor | None = ...,
+    skip: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    moments: Literal[False] = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor | None,
+    done: Tensor,
+    terminated: Tensor | None = ...,
+    *,
+    gamma: Discount,
+    lmbda: Discount,
+    time_dim: int = ...,
+    bootstrap_value: Tensor | None = ...,
+    valid: Tensor | None = ...,
+    skip: Tensor | None = ...,
+    cu_seqlens: Tensor | None = ...,
+    moments: Literal[True],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor | None,
     done: Tensor,
     terminated: Tensor | None = None,
     *,
     gamma: Discount,
     lmbda: Discount,
     time_dim: int = -2,
-) -> tuple[Tensor, Tensor]:
+    bootstrap_value: Tensor | None = None,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    moments: bool = False,
+) -> tuple[Tensor, ...]:
     r"""Generalized advantage estimation and its value target, in one pass over the data.
 
     .. math::
@@ -150,18 +257,39 @@ def gae(
 
     Args:
         reward, value, next_value: broadcast together to the shape ``S``. ``next_value[t]`` is the value of the state that
-            transition ``t`` led to, also where an episode was cut.
+            transition ``t`` led to, also where an episode was cut. ``None``: it is derived, :math:`V'_t = V_{t+1}`, from
+            ``bootstrap_value`` at the end, which spares the kernel a fifth of its bytes. A step that is done but not
+            terminated then bootstraps from the stored value that follows, which is the first of the next trajectory:
+            give ``next_value`` where that matters.
         done: bool, broadcasts to ``S``; the transition ended its trajectory for whatever reason.
         terminated: bool; it ended in a terminal state, which has no value. ``None``: the same as ``done``.
         gamma, lmbda: numbers, or tensors that broadcast to ``S``.
         time_dim: the dimension of ``S`` that is time. No layout is copied or transposed.
+        bootstrap_value: the value behind the last step, of shape ``S`` without time; needed where ``next_value`` is
+            ``None``. With ``cu_seqlens`` one for each sequence, ``[n, *F]``.
+        valid: bool, broadcasts to ``S``. Where it is false the step belongs to no trajectory: results and gradients are
+            zero, nothing in it is read (it may be NaN), and nothing passes through it.
+        skip: bool, broadcasts to ``S``. Where it is true the step is transparent, as the tokens of a tool or an observation
+            are to token-level GAE: results and gradients are zero and nothing is read as above, but what comes behind
+            passes through to what comes before (unless the step is done). A derived next value looks past it, too.
+        cu_seqlens: ``[n + 1]`` offsets (int32 or int64, on the data's device) of packed sequences: the data are
+            ``[total, *F]`` with ``time_dim=0``, and the last step of every sequence counts as done, but not as terminated.
+            The ends cost 4 more bytes a step. Offsets on a GPU are not read back, so wrong ones cannot be reported.
+        moments: also return count, mean and M2 of the advantages that count, from the same pass (:func:`merge_moments`,
+            :func:`standardise`). They have no gradient.
+
+    Deriving next values of masked or packed data takes a pass of its own over the values, in front of the kernel.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.
+        With ``moments`` also a ``[3]`` tensor in float64.
 
     Raises:
         RuntimeError: if shapes do not broadcast, or ``time_dim`` is out of range.
         TypeError: if a flag is neither bool nor integer.
+        ValueError: if not exactly one of ``next_value`` and ``bootstrap_value`` is given, or if ``cu_seqlens`` is on the
+            CPU and does not go from 0 to ``total`` without decreasing.
+        NotImplementedError: for ``moments`` under ``vmap``.
 
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation".
 
@@ -171,21 +299,32 @@ def gae(
         >>> advantage, target = gae(reward, value, value, done, gamma=0.9, lmbda=1.0)
         >>> advantage.squeeze(-1)
         tensor([1.9000, 1.0000, 1.9000, 1.0000])
+        >>> skip = torch.tensor([[False], [False], [False], [True]])
+        >>> advantage, _, found = gae(reward, value, value, done, gamma=0.9, lmbda=1.0, skip=skip, moments=True)
+        >>> advantage.squeeze(-1), found[:2]
+        (tensor([1.9000, 1.0000, 1.0000, 0.0000]), tensor([3.0000, 1.3000], dtype=torch.float64))
     """
-    shape = _shape(reward=reward, value=value, next_value=next_value)
-    dtype = result_dtype(reward, value, next_value)
-    result: tuple[Tensor, Tensor] = call(
-        "gae",
-        reward,
-        value,
-        next_value,
-        _flag("done", done, reward, shape),
-        None if terminated is None else _flag("terminated", terminated, reward, shape),
-        _discount("gamma", gamma, value, shape, dtype),
-        _discount("lmbda", lmbda, value, shape, dtype),
-        _negative(time_dim, shape),
-    )
-    return result
+    data = {"reward": reward, "value": value} | ({} if next_value is None else {"next_value": next_value})
+    shape, dtype = _shape(**data), result_dtype(*data.values())
+    time_dim = _negative(time_dim, shape)
+    done, terminated = _ended(done, terminated, cu_seqlens, reward, shape, time_dim)
+    masks = _masks(reward, shape, valid=valid, skip=skip)
+    if next_value is None or bootstrap_value is not None:
+        sequences = shape[:time_dim] if cu_seqlens is None else torch.Size([cu_seqlens.shape[0] - 1])
+        lanes = sequences + shape[len(shape) + time_dim + 1 :]
+        bootstrap_value = _bootstrap(bootstrap_value, next_value, lanes, dtype)
+        if bootstrap_value is not None and (masks or cu_seqlens is not None):
+            next_value = _derived(value, bootstrap_value, masks, cu_seqlens, shape, time_dim)
+            bootstrap_value = None
+    discounts = _discount("gamma", gamma, value, shape, dtype), _discount("lmbda", lmbda, value, shape, dtype)
+    args = (reward, value, next_value, done, terminated, *discounts, time_dim)
+    result: tuple[Tensor, ...]
+    if next_value is not None and not moments:
+        result = call("gae", *args, *masks)
+        return result
+    optional = (bootstrap_value, *masks) if masks or bootstrap_value is not None else ()
+    result = call("gae_extended", *args, moments, *optional)
+    return result if moments else result[:2]
 
 
 def td_lambda_return(
@@ -197,6 +336,8 @@ def td_lambda_return(
     gamma: Discount,
     lmbda: Discount,
     time_dim: int = -2,
+    valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     r"""TD(:math:`\lambda`) returns; ``lmbda=1`` gives TD(1), the discounted return bootstrapped where a trajectory is cut.
 
@@ -204,7 +345,8 @@ def td_lambda_return(
         R_t = r_t + \gamma_t \left[(1 - \lambda_t) n_t + \lambda_t G_t\right], \qquad n_t = (1 - Z_t) V'_t, \qquad
         G_t = n_t \text{ where } D_t \text{ or } t = T-1, \text{ else } R_{t+1}
 
-    Arguments, result and errors as in :func:`gae`.
+    Arguments, result and errors as in :func:`gae`. A step in front of an invalid one closes (:math:`G_t = n_t`), and so does
+    the last of a packed sequence.
 
     Source: Sutton and Barto, "Reinforcement Learning", 2nd edition, chapter 12.
 
@@ -216,20 +358,29 @@ def td_lambda_return(
     """
     shape = _shape(reward=reward, next_value=next_value)
     dtype = result_dtype(reward, next_value)
+    time_dim = _negative(time_dim, shape)
     result: Tensor = call(
         "td_lambda_return",
         reward,
         next_value,
-        _flag("done", done, reward, shape),
-        None if terminated is None else _flag("terminated", terminated, reward, shape),
+        *_ended(done, terminated, cu_seqlens, reward, shape, time_dim),
         _discount("gamma", gamma, reward, shape, dtype),
         _discount("lmbda", lmbda, reward, shape, dtype),
-        _negative(time_dim, shape),
+        time_dim,
+        *_masks(reward, shape, valid=valid),
     )
     return result
 
 
-def reward_to_go(reward: Tensor, done: Tensor, *, gamma: Discount, time_dim: int = -2) -> Tensor:
+def reward_to_go(
+    reward: Tensor,
+    done: Tensor,
+    *,
+    gamma: Discount,
+    time_dim: int = -2,
+    valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
     r"""Discounted sum of the rewards that are still to come, never bootstrapped.
 
     .. math:: G_t = r_t + \gamma_t (1 - D_t) G_{t+1}, \qquad G_T = 0
@@ -242,12 +393,14 @@ def reward_to_go(reward: Tensor, done: Tensor, *, gamma: Discount, time_dim: int
         tensor([1.7500, 1.5000, 1.0000])
     """
     shape = _shape(reward=reward)
+    time_dim = _negative(time_dim, shape)
     result: Tensor = call(
         "reward_to_go",
         reward,
-        _flag("done", done, reward, shape),
+        _ended(done, None, cu_seqlens, reward, shape, time_dim)[0],
         _discount("gamma", gamma, reward, shape, result_dtype(reward)),
-        _negative(time_dim, shape),
+        time_dim,
+        *_masks(reward, shape, valid=valid),
     )
     return result
 
@@ -265,6 +418,8 @@ def vtrace(
     rho_thresh: Discount = 1.0,
     c_thresh: Discount = 1.0,
     time_dim: int = -2,
+    valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""V-trace: off-policy corrected value targets and the advantage for the policy gradient.
 
@@ -275,7 +430,8 @@ def vtrace(
         v_t = V_t + x_t, \quad x_t = \delta_t + \gamma_t c_t (1 - D_t) x_{t+1}, \qquad
         A_t = \rho_t (r_t + \gamma_t (1 - Z_t) u_t - V_t)
 
-    where :math:`u_t = v_{t+1}`, or :math:`V'_t` where the trajectory ends (``done``, or the last step).
+    where :math:`u_t = v_{t+1}`, or :math:`V'_t` where the trajectory ends (``done``, the last step of the tensor
+    or of a packed sequence, or a step in front of an invalid one).
 
     Args:
         log_pi, log_mu: log-probabilities of the taken action under the current policy and the one that acted.
@@ -297,14 +453,15 @@ def vtrace(
     data = {"log_pi": log_pi, "log_mu": log_mu, "reward": reward, "value": value, "next_value": next_value}
     shape = _shape(**data)
     dtype = result_dtype(*data.values())
+    time_dim = _negative(time_dim, shape)
     result: tuple[Tensor, Tensor] = call(
         "vtrace",
         *data.values(),
-        _flag("done", done, reward, shape),
-        None if terminated is None else _flag("terminated", terminated, reward, shape),
+        *_ended(done, terminated, cu_seqlens, reward, shape, time_dim),
         _discount("gamma", gamma, value, shape, dtype),
         _discount("rho_thresh", rho_thresh, value, shape, dtype),
         _discount("c_thresh", c_thresh, value, shape, dtype),
-        _negative(time_dim, shape),
+        time_dim,
+        *_masks(reward, shape, valid=valid),
     )
     return result

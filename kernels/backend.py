@@ -50,17 +50,18 @@ def missing(backend: str, device_type: str) -> str | None:
     if backend == "numba":
         if device_type != "cpu":
             return f"numba kernels serve the cpu only, not {device_type}"
-        return _import_problem("numba")
+        return import_problem("numba")
     if device_type == "cuda" and torch.version.hip is None:
-        return _import_problem("triton")
+        return import_problem("triton")
     if device_type == "cpu" and interpreting():
-        return _import_problem("triton")
+        return import_problem("triton")
     if device_type == "cpu":
         return "triton kernels need a CUDA device; on the cpu they run only in the interpreter (TRITON_INTERPRET=1)"
     return f"triton kernels are built for NVIDIA GPUs, not for {device_type}"
 
 
-def _import_problem(name: str) -> str | None:
+def import_problem(name: str) -> str | None:
+    """Why a package cannot be imported, or ``None`` when it can."""
     try:
         importlib.import_module(name)
     except Exception as error:  # a broken install must not keep the package from importing
@@ -98,13 +99,14 @@ def _default(device_type: str) -> str:
 
 
 @functools.cache
-def _module(backend: str) -> ModuleType:
+def module_of(backend: str) -> ModuleType:
+    """The module that holds the functions of a backend."""
     return importlib.import_module(_MODULES[backend], package=__package__)
 
 
 def backend_for(device: torch.device) -> ModuleType:
     """The module whose functions serve ``device``. Every backend has the same functions, named like the ops."""
-    return _module(choose(device.type))
+    return module_of(choose(device.type))
 
 
 @contextlib.contextmanager
@@ -142,7 +144,7 @@ def _status(device_type: str) -> BackendStatus:
         backend = choose(device_type)
     except BackendUnavailable as error:
         return BackendStatus(device_type, "none", str(error))
-    detail = _describe(backend)
+    detail = describe(backend)
     preferred = {"cuda": "triton", "cpu": "numba"}[device_type]
     if requested() is not None:
         detail += " (asked for)"
@@ -151,7 +153,8 @@ def _status(device_type: str) -> BackendStatus:
     return BackendStatus(device_type, backend, detail)
 
 
-def _describe(backend: str) -> str:
+def describe(backend: str) -> str:
+    """A backend with its version."""
     if backend == "torch":
         return f"torch {torch.__version__}"
     version = importlib.import_module(backend).__version__

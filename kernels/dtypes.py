@@ -13,6 +13,11 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
+def moments_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of a count, mean and M2: float64, which counts exactly; float32 where the device has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def result_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype that ordinary arithmetic on ``tensors`` would give; integers alone become the default float."""
     first = tensors[0].dtype

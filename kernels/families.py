@@ -21,7 +21,9 @@ Taken = tuple[Tensor | None, int]
 class Recurrence(NamedTuple):
     """One launch, but for sizes and plan.
 
-    ``inputs``: each with its tap: 0 reads the step itself, +1 the following and -1 the preceding one.
+    ``inputs``: each with its tap: 0 reads the step itself, +1 the following and -1 the preceding one. ``masks``: where the
+    masks stand among them (:mod:`.device.masks`). ``per_lane``: which of them have one number a lane. ``moments``: whether
+    those of the first output are wanted.
     """
 
     coefficients: Any
@@ -29,6 +31,9 @@ class Recurrence(NamedTuple):
     reverse: bool
     inputs: tuple[Taken, ...]
     carry: Tensor | None = None
+    masks: tuple[int, int, int, int] = (-1, -1, -1, -1)
+    per_lane: tuple[int, ...] = ()
+    moments: bool = False
 
 
 def _here(*tensors: Tensor | None) -> tuple[Taken, ...]:
@@ -41,6 +46,20 @@ def _tapped(tap: int, *tensors: Tensor | None) -> tuple[Taken, ...]:
 
 def _if(wanted: bool, taken: tuple[Taken, ...]) -> tuple[Taken, ...]:
     return taken if wanted else tuple((None, 0) for _ in taken)
+
+
+def _masked(
+    recurrence: Recurrence, done: int, valid: Tensor | None, skip: Tensor | None = None, *, closing: bool = False
+) -> Recurrence:
+    """``recurrence`` with masks behind its inputs. ``closing``: a step in front of an invalid one is an end."""
+    if valid is None and skip is None:
+        return recurrence
+    following = valid if closing else None
+    n = len(recurrence.inputs)
+    places = [-1 if x is None else n + i for i, x in enumerate((valid, following, skip))]
+    masks = (places[0], places[1], places[2], done)
+    inputs = (*recurrence.inputs, (valid, 0), (following, 1), (skip, 0))
+    return recurrence._replace(inputs=inputs, masks=masks)
 
 
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Recurrence:
@@ -64,9 +83,36 @@ def gae(
     gamma: Tensor,
     lmbda: Tensor,
     time_dim: int,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Recurrence:
     inputs = _here(reward, value, next_value, done, terminated, gamma, lmbda)
-    return Recurrence(gae_stages.gae_coefficients, gae_stages.gae_finish, True, inputs)
+    return _masked(Recurrence(gae_stages.gae_coefficients, gae_stages.gae_finish, True, inputs), 3, valid, skip)
+
+
+def gae_extended(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor | None,
+    done: Tensor,
+    terminated: Tensor | None,
+    gamma: Tensor,
+    lmbda: Tensor,
+    time_dim: int,
+    moments: bool,
+    bootstrap_value: Tensor | None = None,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
+) -> Recurrence:
+    if next_value is not None:
+        plain = gae(reward, value, next_value, done, terminated, gamma, lmbda, time_dim, valid, skip)
+        return plain._replace(moments=moments)
+    assert bootstrap_value is not None and valid is None and skip is None
+    inputs = _here(reward, value) + _tapped(1, value) + _here(done, terminated, gamma, lmbda)
+    if bootstrap_value.dim():
+        bootstrap_value = bootstrap_value.unsqueeze(time_dim)
+    stages = gae_stages.gae_derived_coefficients, gae_stages.gae_finish
+    return Recurrence(*stages, True, inputs + _here(bootstrap_value), per_lane=(7,), moments=moments)
 
 
 def gae_backward(
@@ -80,10 +126,14 @@ def gae_backward(
     lmbda: Tensor,
     time_dim: int,
     with_discounts: bool,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> Recurrence:
+    """With ``skip``, ``advantage`` is the state: what passes through the skipped steps stands there."""
     inputs = _here(grad_advantage, grad_target, done, terminated, gamma, lmbda)
     inputs += _if(with_discounts, _here(next_value) + _tapped(1, advantage))
-    return Recurrence(gae_stages.gae_backward_coefficients, gae_stages.gae_backward_finish, False, inputs)
+    stages = gae_stages.gae_backward_coefficients, gae_stages.gae_backward_finish
+    return _masked(Recurrence(*stages, False, inputs), 2, valid, skip)
 
 
 def td_lambda_return(
@@ -94,9 +144,11 @@ def td_lambda_return(
     gamma: Tensor,
     lmbda: Tensor,
     time_dim: int,
+    valid: Tensor | None = None,
 ) -> Recurrence:
     inputs = _here(reward, next_value, done, terminated, gamma, lmbda)
-    return Recurrence(td_lambda_stages.td_lambda_coefficients, td_lambda_stages.only_state, True, inputs)
+    stages = td_lambda_stages.td_lambda_coefficients, td_lambda_stages.only_state
+    return _masked(Recurrence(*stages, True, inputs), 2, valid, closing=True)
 
 
 def td_lambda_return_backward(
@@ -109,24 +161,31 @@ def td_lambda_return_backward(
     lmbda: Tensor,
     time_dim: int,
     with_discounts: bool,
+    valid: Tensor | None = None,
 ) -> Recurrence:
     inputs = _here(grad, done, terminated, gamma, lmbda)
     inputs += _if(with_discounts, _here(next_value) + _tapped(1, returns))
     stages = td_lambda_stages.td_lambda_backward_coefficients, td_lambda_stages.td_lambda_backward_finish
-    return Recurrence(*stages, False, inputs)
+    return _masked(Recurrence(*stages, False, inputs), 1, valid, closing=True)
 
 
-def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int) -> Recurrence:
+def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None) -> Recurrence:
     stages = td_lambda_stages.reward_to_go_coefficients, td_lambda_stages.only_state
-    return Recurrence(*stages, True, _here(reward, done, gamma))
+    return _masked(Recurrence(*stages, True, _here(reward, done, gamma)), 1, valid)
 
 
 def reward_to_go_backward(
-    grad: Tensor, returns: Tensor, done: Tensor, gamma: Tensor, time_dim: int, with_discounts: bool
+    grad: Tensor,
+    returns: Tensor,
+    done: Tensor,
+    gamma: Tensor,
+    time_dim: int,
+    with_discounts: bool,
+    valid: Tensor | None = None,
 ) -> Recurrence:
     inputs = _here(grad, done, gamma) + _if(with_discounts, _tapped(1, returns))
     stages = td_lambda_stages.reward_to_go_backward_coefficients, td_lambda_stages.reward_to_go_backward_finish
-    return Recurrence(*stages, False, inputs)
+    return _masked(Recurrence(*stages, False, inputs), 1, valid)
 
 
 def vtrace(
@@ -141,10 +200,12 @@ def vtrace(
     rho_thresh: Tensor,
     c_thresh: Tensor,
     time_dim: int,
+    valid: Tensor | None = None,
 ) -> Recurrence:
     inputs = _here(log_pi, log_mu, reward, value, next_value, done, terminated, gamma, rho_thresh, c_thresh)
     inputs += _tapped(1, value)
-    return Recurrence(vtrace_stages.vtrace_coefficients, vtrace_stages.vtrace_finish, True, inputs)
+    stages = vtrace_stages.vtrace_coefficients, vtrace_stages.vtrace_finish
+    return _masked(Recurrence(*stages, True, inputs), 5, valid, closing=True)
 
 
 def vtrace_backward(
@@ -163,8 +224,12 @@ def vtrace_backward(
     c_thresh: Tensor,
     time_dim: int,
     with_discounts: bool,
+    valid: Tensor | None = None,
 ) -> Recurrence:
     inputs = _here(grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, done, terminated)
     inputs += _here(gamma, rho_thresh, c_thresh) + _tapped(1, target, value)
     inputs += _tapped(-1, grad_advantage, log_pi, log_mu, done, terminated, gamma, rho_thresh)
-    return Recurrence(vtrace_stages.vtrace_backward_coefficients, vtrace_stages.vtrace_backward_finish, False, inputs)
+    if valid is not None:
+        inputs += _tapped(-1, valid)
+    stages = vtrace_stages.vtrace_backward_coefficients, vtrace_stages.vtrace_backward_finish
+    return _masked(Recurrence(*stages, False, inputs), 7, valid, closing=True)

@@ -8,6 +8,7 @@ allocated but the results, so calls can be captured in a CUDA graph.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,16 +18,20 @@ from torch import Tensor
 
 from . import families
 from .device.lanes import lanes as lanes_kernel
-from .device.memory import ABSENT, NUMBER, STEPS, UNIFORM
+from .device.memory import ABSENT, LANES, NUMBER, STEPS, UNIFORM
 from .device.rows import rows as rows_kernel
 from .device.split import split as split_kernel
-from .dtypes import accumulate_dtype
+from .dtypes import accumulate_dtype, moments_dtype
 from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
-from .plan import Plan, ceil_div, choose_plan
-from .specs import allocate
+from .moments import merge_moments
+from .plan import Plan, ceil_div, decide
+from .specs import ALL_SPECS, allocate, step_results
 
-_ABSENT, _NUMBER, _UNIFORM, _STEPS = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS))
+_ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
+_STRIDED = (_STEPS, _LANES)
+# The ops whose masks the kernels take themselves (:mod:`.compose`).
+MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
 _FOUR_BYTE_OFFSETS = 2**31 - 1
 _KERNELS = {"rows": rows_kernel, "lanes": lanes_kernel, "split": split_kernel}
 
@@ -39,6 +44,7 @@ class Prepared(NamedTuple):
     kinds: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
+    why: str
 
 
 def _kind(x: Tensor | None, tap: int, strides: Sequence[int] | None, acc: torch.dtype) -> int:
@@ -55,7 +61,20 @@ def _farthest(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> int:
     return max(sum((n - 1) * abs(s) for n, s in zip(shape, own, strict=True)) for own in strides)
 
 
-def _prepare(recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, multiprocessors: int) -> Prepared:
+def _kinds(recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc: torch.dtype) -> tuple[int, ...]:
+    kinds = [_kind(x, tap, own, acc) for (x, tap), own in zip(recurrence.inputs, strides, strict=True)]
+    for i in recurrence.per_lane:
+        kinds[i] = _LANES if kinds[i] == _STEPS else kinds[i]
+    return tuple(kinds)
+
+
+def prepare(
+    recurrence: Recurrence,
+    outputs: Sequence[Tensor],
+    time_dim: int,
+    multiprocessors: int,
+    device_name: str | None = None,
+) -> Prepared:
     """The part of a launch that depends on layouts and dtypes only.
 
     Raises:
@@ -64,37 +83,38 @@ def _prepare(recurrence: Recurrence, outputs: Sequence[Tensor], time_dim: int, m
     shape = outputs[0].shape
     acc = accumulate_dtype(outputs[0].dtype)
     strides = [None if x is None else expanded_strides(shape, x.shape, x.stride()) for x, _ in recurrence.inputs]
-    kinds = tuple(_kind(x, tap, own, acc) for (x, tap), own in zip(recurrence.inputs, strides, strict=True))
-    stepped = [own for own, kind in zip(strides, kinds, strict=True) if kind == _STEPS and own is not None]
+    kinds = _kinds(recurrence, strides, acc)
+    stepped = [own for own, kind in zip(strides, kinds, strict=True) if kind in _STRIDED and own is not None]
     written = [expanded_strides(shape, x.shape, x.stride()) for x in outputs]
     full = [*stepped, *written]
     if recurrence.carry is not None:
         full.append(_carry_strides(recurrence.carry, shape, time_dim))
     sizes, merged = merge_lanes(shape, time_dim, full, reference=len(stepped))
-    moved = [x for (x, _), kind in zip(recurrence.inputs, kinds, strict=True) if kind == _STEPS and x is not None]
+    moved = [x for (x, _), kind in zip(recurrence.inputs, kinds, strict=True) if kind in _STRIDED and x is not None]
     widest = max(x.element_size() for x in [*moved, *outputs])
     untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
-    plan = choose_plan(
-        sizes, [*untapped, *out_strides], out_strides[0], widest, multiprocessors, len(stepped) + len(outputs)
-    )
+    streams = kinds.count(_STEPS) + len(outputs)
+    steps_strides = [*untapped, *out_strides]
+    plan, why = decide(sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
     in_strides = iter(merged)
-    by_input = [next(in_strides) if kind == _STEPS else None for kind in kinds]
+    by_input = [next(in_strides) if kind in _STRIDED else None for kind in kinds]
     arguments, constants = _arguments(plan, sizes, by_input, out_strides, merged[-1])
     constants |= {
         "COEFFICIENTS": recurrence.coefficients,
         "FINISH": recurrence.finish,
         "KINDS": kinds,
         "TAPS": tuple(tap for _, tap in recurrence.inputs),
+        "MASKS": recurrence.masks,
         "REVERSE": recurrence.reverse,
         "ACC": tl.float64 if acc is torch.float64 else tl.float32,
         "WIDE": _farthest(shape, full) > _FOUR_BYTE_OFFSETS,
     }
-    return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants)
+    return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants, why)
 
 
 def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int]:
-    return [tap for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True) if kind == _STEPS]
+    return [tap for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True) if kind in _STRIDED]
 
 
 def _carry_strides(carry: Tensor, shape: torch.Size, time_dim: int) -> tuple[int, ...]:
@@ -181,14 +201,16 @@ def prepared_for(
     if found is None:
         if len(_prepared) >= 4096:  # layouts without end (ever new batch sizes) must not eat the memory
             _prepared.clear()
-        found = _prepared[key] = _prepare(recurrence, outputs, time_dim, _multiprocessors(outputs[0].device))
+        found = _prepared[key] = prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device))
     return found
 
 
-def _multiprocessors(device: torch.device) -> int:
+def device_of(device: torch.device) -> tuple[int, str | None]:
+    """How many multiprocessors, and the name that plan tables go by; those of an H100 where there is no GPU."""
     if device.type != "cuda":
-        return 132
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return 132, None
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.name
 
 
 def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared: Prepared) -> dict[str, Any]:
@@ -204,6 +226,7 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
         else:
             values.append(x)
     pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
+    pointers["partials"] = _partials(prepared.plan, device) if recurrence.moments else None
     if prepared.plan.strategy == "split":
         pointers |= _workspace(prepared.plan, outputs[0])
     return {**pointers, **prepared.arguments, **prepared.constants}
@@ -211,10 +234,10 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
 
 def compiler_options(plan: Plan) -> dict[str, Any]:
     """How the kernel of this plan is to be compiled."""
-    if plan.strategy == "split":
-        # With no limit of ours the assembler sets itself one, of 64 registers, and would rather spill than use a few more.
-        return {"num_warps": plan.warps, "maxnreg": 255}
-    return {"num_warps": plan.warps}
+    if plan.strategy == "lanes":
+        return {"num_warps": plan.warps}
+    # Without a limit of ours the assembler takes one of its own, often 64 registers, and rather spills than uses a few more.
+    return {"num_warps": plan.warps, "maxnreg": 255}
 
 
 def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
@@ -225,7 +248,12 @@ def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
     return {"flags": flags, "published": published}
 
 
-def _one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrence:
+def _partials(plan: Plan, device: torch.device) -> Tensor:
+    """Room for the moments of every program."""
+    return torch.empty((math.prod(plan.grid), 3), dtype=moments_dtype(device), device=device)
+
+
+def one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrence:
     """The same recurrence with every input copied to the memory order of ``like``: the way out of scattered layouts."""
 
     def copied(x: Tensor | None, like: Tensor = like) -> Tensor | None:
@@ -241,18 +269,24 @@ def _one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurren
 
 def _run(op: str, *args: Any) -> Any:
     results = allocate(op, args)
-    outputs = [x for x in results if x.numel()]
+    moments = results[-1] if ALL_SPECS[op].moments else None
+    outputs = step_results(op, results)
+    if moments is not None and not outputs:
+        moments.zero_()
     if outputs:
         recurrence: Recurrence = getattr(families, op)(*args)
         time_dim, reverse = _time(args)
         try:
             prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
         except TooScattered:
-            recurrence = _one_layout(recurrence, outputs[0], time_dim)
+            recurrence = one_layout(recurrence, outputs[0], time_dim)
             prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
         plan = prepared.plan
         with _on(outputs[0].device):
-            prepared.kernel[plan.grid](**launch_arguments(recurrence, outputs, prepared), **compiler_options(plan))
+            arguments = launch_arguments(recurrence, outputs, prepared)
+            prepared.kernel[plan.grid](**arguments, **compiler_options(plan))
+            if recurrence.moments and moments is not None:
+                moments.copy_(merge_moments(arguments["partials"]))
     return results if len(results) > 1 else results[0]
 
 
@@ -292,6 +326,11 @@ def linear_recurrence_backward(
 def gae(*args: Any) -> Any:
     """``tritonrl::gae`` in Triton."""
     return _run("gae", *args)
+
+
+def gae_extended(*args: Any) -> Any:
+    """``tritonrl::gae_extended`` in Triton."""
+    return _run("gae_extended", *args)
 
 
 def gae_backward(*args: Any) -> Any:

@@ -15,21 +15,28 @@ from torch import Tensor
 
 from . import gradients
 from .backend import backend_for
-from .specs import SPECS, allocate
+from .compose import serve
+from .masked import derived_next_value, select, state_of, unmasked
+from .specs import ALL_SPECS, allocate, argument_names, by_name, plain_names
+from .textbook import previous_step
 
 _library = torch.library.Library("tritonrl", "DEF")
 
 
 def _register(op: str) -> None:
+    plain = 0 if op == "gae_extended" else len(plain_names(op))
+
     def implementation(*args: Any) -> Any:
-        device = next(x.device for x in args if x is not None)
-        return getattr(backend_for(device), op)(*args)
+        backend = backend_for(next(x.device for x in args if x is not None))
+        if len(args) == plain:  # the dispatcher drops what is absent: the call that every backend serves itself
+            return getattr(backend, op)(*args)
+        return serve(op, args, backend)
 
     def fake(*args: Any) -> Any:
         results = allocate(op, args)
         return results if len(results) > 1 else results[0]
 
-    _library.define(op + SPECS[op].schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.define(op + ALL_SPECS[op].registered_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tritonrl::{op}", fake, lib=_library)
     torch.library.register_vmap(f"tritonrl::{op}", _vmap_rule(op), lib=_library)
@@ -37,17 +44,20 @@ def _register(op: str) -> None:
 
 def _vmap_rule(op: str) -> Callable[..., Any]:
     """Batch dimensions go to the front, where they are one more lane dimension: ``time_dim`` counts from the end."""
-    spec = SPECS[op]
+    spec, names = ALL_SPECS[op], argument_names(op)
+    without_time = [i for i, name in enumerate(names) if name in ("carry", "bootstrap_value")]
+    wanted = len(plain_names(op)) - 1
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
         ranks = [x.dim() - (d is not None) if isinstance(x, Tensor) else 0 for x, d in zip(args, in_dims, strict=True)]
+        if spec.moments and args[wanted]:
+            raise NotImplementedError("vmap over moments=True: take the moments of the batched advantages instead")
         rank = max(ranks[i] for i in spec.shaped_by)
-        carry = 2 if op == "linear_recurrence" else 3 if op == "linear_recurrence_backward" else None
         moved = list(args)
         for i, (x, d) in enumerate(zip(args, in_dims, strict=True)):
             if isinstance(x, Tensor) and d is not None:
                 x = x.movedim(d, 0)
-                padding = (rank - (i == carry)) - ranks[i]
+                padding = (rank - (i in without_time)) - ranks[i]
                 moved[i] = x.reshape(x.shape[:1] + (1,) * padding + x.shape[1:]) if padding > 0 else x
         # At least one of the tensors that make the shape has to carry the batch.
         like = spec.like
@@ -57,7 +67,7 @@ def _vmap_rule(op: str) -> Callable[..., Any]:
         results = getattr(torch.ops.tritonrl, op)(*moved)
         if isinstance(results, Tensor):
             return results, 0
-        absent = spec.discount_outputs if spec.discount_outputs and not args[-1] else 0
+        absent = (spec.discount_outputs or int(spec.moments)) if not args[wanted] else 0
         return results, (0,) * (len(results) - absent) + (None,) * absent
 
     return rule
@@ -70,7 +80,8 @@ def _sum_to(grad: Tensor | None, like: Tensor, needed: bool) -> Tensor | None:
     return grad.sum_to_size(like.shape).to(like.dtype)
 
 
-def _recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
+def recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
+    """The linear recurrence as a differentiable op."""
     result: Tensor = call("linear_recurrence", a, b, carry, time_dim, reverse)
     return result
 
@@ -80,16 +91,31 @@ def _backward_of(op: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     if not torch.is_grad_enabled():
         grads: tuple[Tensor, ...] = getattr(torch.ops.tritonrl, f"{op}_backward")(*args)
         return grads
-    names = [argument.split()[-1] for argument in SPECS[f"{op}_backward"].schema[1:].split(")")[0].split(",")]
-    filled = dict(zip(names, args, strict=True))
+    backward = f"{op}_backward"
+    plain, counts = list(args[: len(plain_names(backward))]), None
+    if any(x is not None for x in args[len(plain) :]):
+        plain, counts = unmasked(backward, args)
+    filled = dict(zip(plain_names(backward), plain, strict=True))
     if "terminated" in filled and filled["terminated"] is None:
         filled["terminated"] = filled["done"]
-    like = args[SPECS[f"{op}_backward"].like]
+    like = args[ALL_SPECS[backward].like]
     for name in ("grad_advantage", "grad_target"):
         if name in filled and filled[name] is None:
             filled[name] = torch.zeros_like(like)
-    twin: Callable[..., tuple[Tensor | None, ...]] = getattr(gradients, f"{op}_backward")
-    return twin(*filled.values(), recurrence=_recurrence)
+    twin: Callable[..., tuple[Tensor | None, ...]] = getattr(gradients, backward)
+    found = twin(*filled.values(), recurrence=recurrence)
+    return found if counts is None else select(found, counts)
+
+
+def _split_masks(op: str, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The arguments that are always there, and the optional ones: left out where they were not given, or ``None``."""
+    count = len(plain_names(op))
+    return inputs[:count], inputs[count:]
+
+
+def _given(masks: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """No masks at all rather than absent ones, which makes the call the one that every backend knows."""
+    return masks if any(x is not None for x in masks) else ()
 
 
 def _save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -108,7 +134,7 @@ def _linear_recurrence_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
     a, b, carry, y = ctx.saved_tensors
     if torch.is_grad_enabled():
         twin = gradients.linear_recurrence_backward
-        grad_a, grad_b, grad_carry = twin(grad, a, y, carry, ctx.time_dim, ctx.reverse, _recurrence)
+        grad_a, grad_b, grad_carry = twin(grad, a, y, carry, ctx.time_dim, ctx.reverse, recurrence)
     else:
         grad_a, grad_b = torch.ops.tritonrl.linear_recurrence_backward(grad, a, y, carry, ctx.time_dim, ctx.reverse)
         grad_carry = None if carry is None else gradients.carry_gradient(a, grad_b, ctx.time_dim, ctx.reverse)
@@ -122,20 +148,23 @@ def _linear_recurrence_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
 
 
 def _gae_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.time_dim = inputs
-    _save(ctx, *tensors, output[0])
+    (*tensors, ctx.time_dim), masks = _split_masks("gae", inputs)
+    _save(ctx, *tensors, output[0], *masks)
 
 
 def _gae_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | None) -> tuple[Tensor | None, ...]:
+    reward, value, next_value, done, terminated, gamma, lmbda, advantage, *masks = ctx.saved_tensors
     if grad_advantage is None and grad_target is None:
-        return (None,) * 8
-    reward, value, next_value, done, terminated, gamma, lmbda, advantage = ctx.saved_tensors
+        return (None,) * (8 + len(masks))
     needs = ctx.needs_input_grad
+    masked, with_discounts = _given(tuple(masks)), needs[5] or needs[6]
+    if with_discounts and masked and masked[1] is not None:
+        advantage = state_of(advantage, done, masked[0], masked[1], ctx.time_dim, recurrence)
     grads = _backward_of(
         "gae",
         (
             *(grad_advantage, grad_target, next_value, advantage, done, terminated, gamma, lmbda),
-            *(ctx.time_dim, needs[5] or needs[6]),
+            *(ctx.time_dim, with_discounts, *masked),
         ),
     )
     return (
@@ -145,23 +174,77 @@ def _gae_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | Non
         *(None, None),
         _sum_to(grads[3], gamma, needs[5]),
         _sum_to(grads[4], lmbda, needs[6]),
-        None,
+        *(None,) * (1 + len(masks)),
     )
 
 
+def _gae_extended_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.inputs = len(inputs)
+    named = by_name("gae_extended", inputs)
+    ctx.time_dim = named.pop("time_dim")
+    named.pop("moments")
+    _save(ctx, *named.values(), output[0])
+    ctx.mark_non_differentiable(output[2])
+
+
+def _gae_extended_grad(
+    ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | None, grad_moments: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradient of :func:`_gae_grad`, with what reaches a derived next value passed on to the value it came from."""
+    if grad_advantage is None and grad_target is None:
+        return (None,) * ctx.inputs
+    *inputs, bootstrap_value, valid, skip, advantage = ctx.saved_tensors
+    reward, value, next_value, done, terminated, gamma, lmbda = inputs
+    needs, time_dim, derived = ctx.needs_input_grad, ctx.time_dim, next_value is None
+    masked, with_discounts = _given((valid, skip)), needs[5] or needs[6]
+    if with_discounts and skip is not None:
+        advantage = state_of(advantage, done, valid, skip, time_dim, recurrence)
+    if derived and with_discounts:
+        next_value = derived_next_value(value.expand(advantage.shape), bootstrap_value, None, time_dim, recurrence)
+    grads = _backward_of(
+        "gae",
+        (
+            # Only a gradient with respect to a discount looks at the next value.
+            *(grad_advantage, grad_target, value if next_value is None else next_value, advantage),
+            *(done, terminated, gamma, lmbda, time_dim, with_discounts, *masked),
+        ),
+    )
+    grad_value, grad_next_value = grads[1], grads[2]
+    grad_bootstrap = None
+    if derived and grad_value is not None and grad_next_value is not None:
+        grad_value = grad_value + previous_step(grad_next_value, None, time_dim)
+        if bootstrap_value is not None and len(needs) > 9 and needs[9]:
+            steps = advantage.shape[time_dim]
+            last = grad_next_value.sum(time_dim) if not steps else grad_next_value.select(time_dim, steps - 1)
+            grad_bootstrap = _sum_to(last, bootstrap_value, True)
+    found = (
+        _sum_to(grads[0], reward, needs[0]),
+        _sum_to(grad_value, value, needs[1]),
+        None if derived else _sum_to(grad_next_value, next_value, needs[2]),
+        *(None, None),
+        _sum_to(grads[3], gamma, needs[5]),
+        _sum_to(grads[4], lmbda, needs[6]),
+        *(None, None, grad_bootstrap, None, None),
+    )
+    return found[: ctx.inputs]
+
+
 def _td_lambda_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.time_dim = inputs
-    _save(ctx, *tensors, output)
+    (*tensors, ctx.time_dim), masks = _split_masks("td_lambda_return", inputs)
+    _save(ctx, *tensors, output, *masks)
 
 
 def _td_lambda_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    reward, next_value, done, terminated, gamma, lmbda, returns, *masks = ctx.saved_tensors
     if grad is None:
-        return (None,) * 7
-    reward, next_value, done, terminated, gamma, lmbda, returns = ctx.saved_tensors
+        return (None,) * (7 + len(masks))
     needs = ctx.needs_input_grad
     grads = _backward_of(
         "td_lambda_return",
-        (grad, next_value, returns, done, terminated, gamma, lmbda, ctx.time_dim, needs[4] or needs[5]),
+        (
+            *(grad, next_value, returns, done, terminated, gamma, lmbda, ctx.time_dim, needs[4] or needs[5]),
+            *_given(tuple(masks)),
+        ),
     )
     return (
         _sum_to(grads[0], reward, needs[0]),
@@ -169,40 +252,46 @@ def _td_lambda_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         *(None, None),
         _sum_to(grads[2], gamma, needs[4]),
         _sum_to(grads[3], lmbda, needs[5]),
-        None,
+        *(None,) * (1 + len(masks)),
     )
 
 
 def _reward_to_go_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.time_dim = inputs
-    _save(ctx, *tensors, output)
+    (*tensors, ctx.time_dim), masks = _split_masks("reward_to_go", inputs)
+    _save(ctx, *tensors, output, *masks)
 
 
 def _reward_to_go_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    reward, done, gamma, returns, *masks = ctx.saved_tensors
     if grad is None:
-        return (None,) * 4
-    reward, done, gamma, returns = ctx.saved_tensors
+        return (None,) * (4 + len(masks))
     needs = ctx.needs_input_grad
-    grads = _backward_of("reward_to_go", (grad, returns, done, gamma, ctx.time_dim, needs[2]))
-    return _sum_to(grads[0], reward, needs[0]), None, _sum_to(grads[1], gamma, needs[2]), None
+    args = (grad, returns, done, gamma, ctx.time_dim, needs[2], *_given(tuple(masks)))
+    grads = _backward_of("reward_to_go", args)
+    return (
+        _sum_to(grads[0], reward, needs[0]),
+        None,
+        _sum_to(grads[1], gamma, needs[2]),
+        *(None,) * (1 + len(masks)),
+    )
 
 
 def _vtrace_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.time_dim = inputs
-    _save(ctx, *tensors, output[1])
+    (*tensors, ctx.time_dim), masks = _split_masks("vtrace", inputs)
+    _save(ctx, *tensors, output[1], *masks)
 
 
 def _vtrace_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | None) -> tuple[Tensor | None, ...]:
+    (*inputs, target), masks = ctx.saved_tensors[:11], ctx.saved_tensors[11:]
     if grad_advantage is None and grad_target is None:
-        return (None,) * 11
-    *inputs, target = ctx.saved_tensors
+        return (None,) * (11 + len(masks))
     log_pi, log_mu, reward, value, next_value, done, terminated, gamma, rho_thresh, c_thresh = inputs
     needs = ctx.needs_input_grad
     grads = _backward_of(
         "vtrace",
         (
             *(grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, target, done, terminated),
-            *(gamma, rho_thresh, c_thresh, ctx.time_dim, needs[7] or needs[8] or needs[9]),
+            *(gamma, rho_thresh, c_thresh, ctx.time_dim, needs[7] or needs[8] or needs[9], *_given(masks)),
         ),
     )
     grad_log_pi = grads[0]
@@ -216,13 +305,14 @@ def _vtrace_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | 
         _sum_to(grads[4], gamma, needs[7]),
         _sum_to(grads[5], rho_thresh, needs[8]),
         _sum_to(grads[6], c_thresh, needs[9]),
-        None,
+        *(None,) * (1 + len(masks)),
     )
 
 
 _GRADS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "linear_recurrence": (_linear_recurrence_setup, _linear_recurrence_grad),
     "gae": (_gae_setup, _gae_grad),
+    "gae_extended": (_gae_extended_setup, _gae_extended_grad),
     "td_lambda_return": (_td_lambda_setup, _td_lambda_grad),
     "reward_to_go": (_reward_to_go_setup, _reward_to_go_grad),
     "vtrace": (_vtrace_setup, _vtrace_grad),
@@ -242,7 +332,7 @@ def _function(op: str) -> type[torch.autograd.Function]:
     return type(op, (torch.autograd.Function,), members)
 
 
-for _op in SPECS:
+for _op in ALL_SPECS:
     _register(_op)
 for _op, (_setup, _grad) in _GRADS.items():
     torch.library.register_autograd(f"tritonrl::{_op}", _grad, setup_context=_setup, lib=_library)

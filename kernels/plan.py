@@ -1,6 +1,7 @@
 """Which strategy runs, and with what block sizes: a pure function of sizes, strides and the device, tested without a GPU.
 
-Nothing is tuned at run time: that would be unsafe under CUDA-graph capture and slow on the first call.
+Nothing is tuned at run time: that would be unsafe under CUDA-graph capture and slow on the first call. The numbers to decide
+by come from a table (:mod:`.tables`), looked up by the name of the GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .geometry import Lanes, Strides
+from .tables import Table, table_for
 
 
 class Plan(NamedTuple):
@@ -55,6 +57,7 @@ def choose_plan(
     widest_item: int,
     multiprocessors: int,
     streams: int = 7,
+    device_name: str | None = None,
 ) -> Plan:
     """The plan for one launch.
 
@@ -65,26 +68,58 @@ def choose_plan(
         widest_item: bytes of the widest floating dtype read or written.
         multiprocessors: of the device.
         streams: how many inputs and outputs there are at each step (7 for GAE); they all stand in registers at once.
+        device_name: whose table to decide by; ``None`` for the default.
     """
-    wide = widest_item > 4
+    return decide(sizes, strides, out_strides, widest_item, multiprocessors, streams, device_name)[0]
+
+
+def decide(
+    sizes: Lanes,
+    strides: Sequence[Strides],
+    out_strides: Strides,
+    widest_item: int,
+    multiprocessors: int,
+    streams: int = 7,
+    device_name: str | None = None,
+) -> tuple[Plan, str]:
+    """:func:`choose_plan`, and why, in words."""
+    table = table_for(device_name)
+    numbers = streams * (2 if widest_item > 4 else 1)
     time_is_contiguous = out_strides[1] <= 1 and (sizes.steps > 1 or sizes.lanes == 1)
     if time_is_contiguous:
         vector = vector_width(sizes.steps, strides, widest_item)
-        per_thread = _power_of_two_within(_REGISTERS // (vector * streams * (2 if wide else 1)), 1, 2)
-        plan = _rows(sizes, vector, per_thread, multiprocessors)
-        vectors = 256 * per_thread
-        if plan.grid[0] < 2 * multiprocessors and sizes.steps >= 4 * vectors * vector:
-            return _split(sizes, 1, vector, vectors, 8)
-        return plan
+        per_thread = _power_of_two_within(table.registers // (vector * numbers), 1, table.rows_vectors)
+        plan = _rows(sizes, vector, per_thread, multiprocessors, table)
+        vectors = 32 * table.split_rows_warps * per_thread
+        enough = plan.grid[0] >= table.programs * multiprocessors
+        if not enough and sizes.steps >= table.split_tiles * vectors * vector:
+            why = (
+                f"time is contiguous, and {plan.grid[0]} programs that walk {sizes.steps} steps would leave most of "
+                f"{multiprocessors} multiprocessors idle: time is cut into tiles that run all at once"
+            )
+            return _split(sizes, 1, vector, vectors, table.split_rows_warps), why
+        why = "time is contiguous" + ("" if enough else ", and too short to be worth cutting into tiles")
+        return plan, why + _packed_rows(plan)
     # A strip keeps but a few steps in flight: with few lanes the card is busy only when time is cut too.
-    if sizes.lanes < 64 * multiprocessors and sizes.steps >= 128:
-        rows = min(32, next_power_of_two(sizes.lanes))
-        per_thread = _power_of_two_within(_REGISTERS // (streams * (2 if wide else 1)), 1, 4)
-        return _split(sizes, rows, 1, 128 * per_thread // rows, 4)
-    return _lanes(sizes, widest_item, multiprocessors, streams)
+    if sizes.lanes < table.split_lanes * multiprocessors and sizes.steps >= table.split_steps:
+        rows = min(table.split_rows, next_power_of_two(sizes.lanes))
+        per_thread = _power_of_two_within(table.registers // numbers, 1, table.split_vectors)
+        warps = table.split_lanes_warps
+        why = (
+            f"lanes are contiguous, but {sizes.lanes} of them are too few to keep {multiprocessors} multiprocessors busy "
+            f"for {sizes.steps} steps: time is cut into tiles that run all at once"
+        )
+        return _split(sizes, rows, 1, 32 * warps * per_thread // rows, warps), why
+    why = (
+        "lanes are contiguous, and there are enough of them"
+        if sizes.steps >= table.split_steps
+        else ("lanes are contiguous, and time is too short to be worth cutting into tiles")
+    )
+    return _lanes(sizes, widest_item, multiprocessors, streams, table), why
 
 
-_REGISTERS = 64  # a thread's share for the data of its steps, in numbers of 4 bytes; the scan needs as much again
+def _packed_rows(plan: Plan) -> str:
+    return f"; {plan.lanes} short rows share a program" if plan.lanes > 1 else ""
 
 
 def _power_of_two_within(n: int, low: int, high: int) -> int:
@@ -92,31 +127,31 @@ def _power_of_two_within(n: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << max(0, n.bit_length() - 1)))
 
 
-def _rows(sizes: Lanes, vector: int, per_thread: int, multiprocessors: int) -> Plan:
+def _rows(sizes: Lanes, vector: int, per_thread: int, multiprocessors: int, table: Table) -> Plan:
     """``per_thread`` vectors a thread; short rows share a program, as long as there is a program for every processor."""
-    warps = 4
+    warps = table.rows_warps
     tile = 32 * warps * per_thread
     vectors = min(next_power_of_two(ceil_div(sizes.steps, vector)), tile)
     rows = tile // vectors
     # Not below a vector for every thread of a warp: smaller tiles are laid out badly (255 registers, spills).
-    while rows * vectors > 32 and rows > 1 and ceil_div(sizes.lanes, rows) < 2 * multiprocessors:
+    while rows * vectors > 32 and rows > 1 and ceil_div(sizes.lanes, rows) < table.programs * multiprocessors:
         rows //= 2
     warps = max(1, min(warps, rows * vectors // 32))
     return Plan("rows", (ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors)
 
 
-def _lanes(sizes: Lanes, widest_item: int, multiprocessors: int, streams: int) -> Plan:
+def _lanes(sizes: Lanes, widest_item: int, multiprocessors: int, streams: int, table: Table) -> Plan:
     """As many lanes a thread as make a 16-byte access, unless that leaves processors idle."""
     by_outer = sizes.inner >= 32 and sizes.outer <= 65535
     width = sizes.inner if by_outer else sizes.lanes
     repeats = sizes.outer if by_outer else 1
-    warps = 4
+    warps = table.lanes_warps
     strip = 32 * warps * max(1, 16 // widest_item)
-    while strip > 32 and (strip >= 2 * width or ceil_div(width, strip) * repeats < 2 * multiprocessors):
+    while strip > 32 and (strip >= 2 * width or ceil_div(width, strip) * repeats < table.programs * multiprocessors):
         strip //= 2
     warps = max(1, min(warps, strip // 32))
     numbers = strip // (32 * warps) * streams * (2 if widest_item > 4 else 1)
-    unroll = min(_power_of_two_within(2 * _REGISTERS // numbers, 1, 8), next_power_of_two(sizes.steps))
+    unroll = min(_power_of_two_within(2 * table.registers // numbers, 1, table.unroll), next_power_of_two(sizes.steps))
     grid = (ceil_div(width, strip), repeats)
     return Plan("lanes", grid, strip, warps, unroll=unroll, by_outer=by_outer)
 

@@ -11,6 +11,10 @@ that a NaN behind a ``done`` stays behind it.
 Conventions, here and everywhere below :mod:`tritonrl.kernels`: the tensors broadcast together to one shape ``S`` whose
 dimension ``time_dim`` (negative) is time; ``done[t]`` says that transition ``t`` ended its trajectory for whatever reason,
 ``terminated[t]`` that it ended in a terminal state, whose value is zero. Arithmetic is done in :func:`accumulate_dtype`.
+
+Two optional masks say which steps count. ``valid[t]`` false: the step belongs to no trajectory; nothing passes through it,
+and a step in front of it closes like the last step of the tensor. ``skip[t]`` true: the step is transparent; the state passes
+through it, so that its neighbours see each other. Results are zero at either, and nothing in such a step is read.
 """
 
 from __future__ import annotations
@@ -46,11 +50,34 @@ def previous_step(y: Tensor, first: Tensor | None, time_dim: int) -> Tensor:
     return torch.cat([head, y.narrow(time_dim, 0, y.shape[time_dim] - 1)], dim=time_dim)
 
 
-def closes(done: Tensor, time_dim: int) -> Tensor:
-    """``done``, with the last step of the tensor counted as an end too: there is nothing behind it to continue with."""
+def closes(done: Tensor, time_dim: int, valid: Tensor | None = None) -> Tensor:
+    """``done``, and every step with nothing behind it to continue with: the last of the tensor, or one before an invalid."""
+    if valid is not None:
+        return done | ~next_step(valid.expand(done.shape), None, time_dim)
     steps = done.shape[time_dim]
     is_last = torch.arange(steps, device=done.device) == steps - 1
     return done | is_last.view([steps] + [1] * (-time_dim - 1))
+
+
+def counted(valid: Tensor | None, skip: Tensor | None) -> Tensor | None:
+    """The steps that count: valid and not skipped. ``None``: all of them."""
+    if skip is None:
+        return valid
+    return ~skip if valid is None else valid & ~skip
+
+
+def _masked_map(a: Tensor, b: Tensor, done: Tensor, valid: Tensor | None, skip: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The map of a step as the masks say: nothing passes an invalid one, everything a skipped one that is not done."""
+    if skip is not None:
+        a, b = torch.where(skip, torch.where(done, 0.0, 1.0).to(a.dtype), a), torch.where(skip, 0.0, b)
+    if valid is not None:
+        a, b = torch.where(valid, a, 0.0), torch.where(valid, b, 0.0)
+    return a, b
+
+
+def _where_counted(x: Tensor, valid: Tensor | None, skip: Tensor | None) -> Tensor:
+    counts = counted(valid, skip)
+    return x if counts is None else torch.where(counts, x, 0.0)
 
 
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
@@ -79,6 +106,8 @@ def gae(
     gamma: Tensor,
     lmbda: Tensor,
     time_dim: int,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantage ``A[t] = delta[t] + gamma lambda (1-D[t]) A[t+1]`` and the value target ``A + V``."""
     dtype = result_dtype(reward, value, next_value)
@@ -88,8 +117,10 @@ def gae(
     )
     bootstrap = torch.where(terminated, 0.0, next_value)
     delta = reward + gamma * bootstrap - value
-    advantage = linear_recurrence(torch.where(done, 0.0, gamma * lmbda), delta, None, time_dim, True)
-    return advantage.to(dtype), (advantage + value).to(dtype)
+    a, b = _masked_map(torch.where(done, 0.0, gamma * lmbda), delta, done, valid, skip)
+    advantage = linear_recurrence(a, b, None, time_dim, True)
+    target = advantage + value
+    return _where_counted(advantage, valid, skip).to(dtype), _where_counted(target, valid, skip).to(dtype)
 
 
 def td_lambda_return(
@@ -100,6 +131,7 @@ def td_lambda_return(
     gamma: Tensor,
     lmbda: Tensor,
     time_dim: int,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """``R[t] = r[t] + gamma ((1-lambda) V'[t] + lambda R[t+1])``; where a trajectory closes, ``R[t] = r[t] + gamma V'[t]``."""
     dtype = result_dtype(reward, next_value)
@@ -107,18 +139,20 @@ def td_lambda_return(
     reward, next_value, done, terminated, gamma, lmbda = _full(
         shape, accumulate_dtype(dtype), reward, next_value, done, terminated, gamma, lmbda
     )
-    closed = closes(done, time_dim)
+    closed = closes(done, time_dim, valid)
     weight = torch.where(closed, 1.0, 1.0 - lmbda)
     # With lambda = 1 the next value of an open step is not used, so it may be anything.
     b = reward + gamma * weight * torch.where(terminated | (weight == 0), 0.0, next_value)
-    return linear_recurrence(torch.where(closed, 0.0, gamma * lmbda), b, None, time_dim, True).to(dtype)
+    a, b = _masked_map(torch.where(closed, 0.0, gamma * lmbda), b, done, valid, None)
+    return linear_recurrence(a, b, None, time_dim, True).to(dtype)
 
 
-def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int) -> Tensor:
+def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None) -> Tensor:
     """``G[t] = r[t] + gamma (1-D[t]) G[t+1]``, never bootstrapped."""
     dtype = result_dtype(reward)
     reward, done, gamma = _full(reward.shape, accumulate_dtype(dtype), reward, done, gamma)
-    return linear_recurrence(torch.where(done, 0.0, gamma), reward, None, time_dim, True).to(dtype)
+    a, b = _masked_map(torch.where(done, 0.0, gamma), reward, done, valid, None)
+    return linear_recurrence(a, b, None, time_dim, True).to(dtype)
 
 
 def vtrace(
@@ -133,6 +167,7 @@ def vtrace(
     rho_thresh: Tensor,
     c_thresh: Tensor,
     time_dim: int,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """V-trace targets ``vs = V + x`` with ``x[t] = rho delta[t] + gamma c (1-D[t]) x[t+1]``, and the policy-gradient advantage.
 
@@ -150,8 +185,9 @@ def vtrace(
     rho, c = torch.minimum(ratio, rho_thresh), torch.minimum(ratio, c_thresh)
     bootstrap = torch.where(terminated, 0.0, next_value)
     delta = rho * (reward + gamma * bootstrap - value)
-    correction = linear_recurrence(torch.where(done, 0.0, gamma * c), delta, None, time_dim, True)
+    a, b = _masked_map(torch.where(done, 0.0, gamma * c), delta, done, valid, None)
+    correction = linear_recurrence(a, b, None, time_dim, True)
     target = value + correction
-    following = torch.where(closes(done, time_dim), bootstrap, next_step(target, None, time_dim))
+    following = torch.where(closes(done, time_dim, valid), bootstrap, next_step(target, None, time_dim))
     advantage = rho * (reward + gamma * torch.where(terminated, 0.0, following) - value)
-    return advantage.to(dtype), target.to(dtype)
+    return _where_counted(advantage, valid, None).to(dtype), _where_counted(target, valid, None).to(dtype)

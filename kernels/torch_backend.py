@@ -13,16 +13,20 @@ import torch
 from torch import Tensor
 
 from . import gradients, textbook
-from .specs import SPECS, allocate
+from .specs import allocate, by_name, plain_names
+
+# The twins of the forward passes know the masks; a masked backward pass is composed (:mod:`.compose`).
+MASKED = frozenset({"gae", "td_lambda_return", "reward_to_go", "vtrace"})
 
 
 def _served_by(op: str, twin: Callable[..., Any]) -> Callable[..., Any]:
     """``twin`` as a backend function: absent flags and gradients filled in, results in the promised layout."""
-    names = [argument.split("=")[0].split()[-1] for argument in SPECS[op].schema[1:].split(")")[0].split(",")]
 
     def run(*args: Any) -> Any:
         results = allocate(op, args)
-        filled = dict(zip(names, args, strict=True))
+        filled = by_name(op, args)
+        if op not in MASKED:
+            filled = {name: filled[name] for name in plain_names(op)}
         if "terminated" in filled and filled["terminated"] is None:
             filled["terminated"] = filled["done"]
         for name in ("grad_advantage", "grad_target"):

@@ -25,6 +25,16 @@ def gae_coefficients(x, is_last, KINDS: tl.constexpr):
 
 
 @triton.jit
+def gae_derived_coefficients(x, is_last, KINDS: tl.constexpr):
+    """:func:`gae_coefficients` with ``V'`` derived: the value of the following step, at the end a bootstrap value.
+
+    Inputs: as there, with the value of the following step in the place of next_value, and the bootstrap value behind them.
+    """
+    next_value = tl.where(is_last, x[7], x[2])
+    return gae_coefficients((x[0], x[1], next_value, x[3], x[4], x[5], x[6]), is_last, KINDS)
+
+
+@triton.jit
 def gae_finish(x, entering, advantage, is_last, KINDS: tl.constexpr):
     """The advantage, and the value target ``A + V``."""
     return advantage, advantage + x[1]

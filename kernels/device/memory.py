@@ -4,6 +4,7 @@
 - ``NUMBER``: a number passed by value.
 - ``UNIFORM``: a pointer to one element for all steps and lanes (a 0-dim or fully broadcast tensor), read once.
 - ``STEPS``: a pointer with its strides; a stride of zero broadcasts.
+- ``LANES``: a pointer to one element for each lane, the same at all steps, read once by each program.
 
 Lanes (everything that is not time) are numbered ``lane = outer * inner_size + inner``; strides come as
 ``(outer, time, inner)``. A *tap* of +1 or -1 reads the following or the preceding step instead, zero beyond the ends.
@@ -18,6 +19,7 @@ ABSENT = tl.constexpr(0)
 NUMBER = tl.constexpr(1)
 UNIFORM = tl.constexpr(2)
 STEPS = tl.constexpr(3)
+LANES = tl.constexpr(4)
 
 
 @triton.jit
@@ -40,4 +42,17 @@ def load_uniforms(inputs, KINDS: tl.constexpr, ACC: tl.constexpr):
             loaded = loaded + (raised(tl.load(inputs[n]), ACC),)
         else:
             loaded = loaded + (0,)
+    return loaded
+
+
+@triton.jit
+def load_lanes(inputs, strides, uniforms, KINDS: tl.constexpr, outer, inner, mask, ACC: tl.constexpr):
+    """``uniforms`` with what is the same for every step of a lane in its place, in the shape of ``outer`` and ``inner``."""
+    loaded = ()
+    for n in tl.static_range(len(KINDS)):
+        if KINDS[n] == LANES:
+            x = tl.load(inputs[n] + (outer * strides[n][0] + inner * strides[n][2]), mask, other=0)
+            loaded = loaded + (raised(x, ACC),)
+        else:
+            loaded = loaded + (uniforms[n],)
     return loaded

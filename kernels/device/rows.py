@@ -12,7 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .memory import STEPS, load_uniforms, raised
+from .masks import counts, masked_coefficients, masked_finish
+from .memory import STEPS, load_lanes, load_uniforms, raised
+from .moments import add_moments, store_moments
 from .scan import apply, combine, combine_both, join_vector, split_vector
 
 
@@ -65,8 +67,8 @@ def store_vectors(outputs, strides, UNITS: tl.constexpr, results, outer, inner, 
 
 
 @triton.jit
-def compose_tile(xs, vector, steps, COEFFICIENTS: tl.constexpr, KINDS: tl.constexpr, REVERSE: tl.constexpr,
-                 V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr):  # fmt: skip
+def compose_tile(xs, vector, steps, COEFFICIENTS: tl.constexpr, KINDS: tl.constexpr, MASKS: tl.constexpr,
+                 REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr):  # fmt: skip
     """The maps of a tile's steps in processing order, and two composites for every vector.
 
     Returns ``maps, a, b, a_before, b_before``: from the state that enters the tile, ``(a, b)`` gives the state that leaves
@@ -75,7 +77,7 @@ def compose_tile(xs, vector, steps, COEFFICIENTS: tl.constexpr, KINDS: tl.conste
     maps = ()
     for k in tl.static_range(V):
         is_last = (vector[None, :] * V + in_order(k, V, REVERSE)) == steps - 1
-        a_k, b_k = COEFFICIENTS(xs[in_order(k, V, REVERSE)], is_last, KINDS)
+        a_k, b_k = masked_coefficients(xs[in_order(k, V, REVERSE)], is_last, COEFFICIENTS, KINDS, MASKS)
         # A coefficient made of numbers alone is a scalar until here.
         a_k, b_k = tl.broadcast_to(a_k, (ROWS, Q)), tl.broadcast_to(b_k, (ROWS, Q))
         maps = maps + ((a_k, b_k),)
@@ -96,31 +98,42 @@ def at_end(x, Q: tl.constexpr):
 
 
 @triton.jit
-def walk_tile(xs, maps, entering, vector, steps, FINISH: tl.constexpr, KINDS: tl.constexpr, REVERSE: tl.constexpr,
-              V: tl.constexpr):  # fmt: skip
+def walk_tile(xs, maps, entering, vector, steps, FINISH: tl.constexpr, KINDS: tl.constexpr, MASKS: tl.constexpr,
+              REVERSE: tl.constexpr, V: tl.constexpr):  # fmt: skip
     """The results of every step of a tile, from the state that enters each vector."""
     walked = ()
     for k in tl.static_range(V):
         state = apply(maps[k][0], maps[k][1], entering)
         is_last = (vector[None, :] * V + in_order(k, V, REVERSE)) == steps - 1
-        walked = walked + (FINISH(xs[in_order(k, V, REVERSE)], entering, state, is_last, KINDS),)
+        results = masked_finish(xs[in_order(k, V, REVERSE)], entering, state, is_last, FINISH, KINDS, MASKS)
+        walked = walked + (results,)
         entering = state
-    results = ()
+    by_step = ()
     for j in tl.static_range(V):
-        results = results + (walked[in_order(j, V, REVERSE)],)
-    return results
+        by_step = by_step + (walked[in_order(j, V, REVERSE)],)
+    return by_step
 
 
 @triton.jit
-def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, inner_size, vectors,
+def tile_moments(count, mean, m2, xs, results, mask, MASKS: tl.constexpr, V: tl.constexpr):
+    """The running moments of every place of a tile, with the first output of each of its steps added."""
+    for j in tl.static_range(V):
+        count, mean, m2 = add_moments(count, mean, m2, results[j][0], tl.where(mask, counts(xs[j], MASKS), False))
+    return count, mean, m2
+
+
+@triton.jit
+def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, lanes, inner_size, vectors,
          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-         UNITS: tl.constexpr, OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+         MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+         REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
          Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """One program computes ``ROWS`` lanes over all of time, ``Q`` vectors of ``V`` steps at once.
 
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
     ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Lane strides of an input are
-    counted in ``UNITS`` elements: in vectors where time is contiguous, which lets the compiler see the alignment.
+    counted in ``UNITS`` elements: in vectors where time is contiguous, which lets the compiler see the alignment. ``MASKS``:
+    see :mod:`.masks`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     if WIDE:
@@ -128,10 +141,13 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, 
     in_range = (row < lanes)[:, None]
     outer, inner = row // inner_size, row % inner_size
     uniforms = load_uniforms(inputs, KINDS, ACC)
+    uniforms = load_lanes(inputs, strides, uniforms, KINDS, outer[:, None], inner[:, None], in_range, ACC)
     carry = tl.zeros((ROWS, 1), ACC)
     if carry_in is not None:
         start = outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]
         carry = tl.load(carry_in + start, in_range, other=0).to(ACC)
+    if partials is not None:
+        count, mean, m2 = tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC)
     for first in range(0, vectors, Q):
         place = first + tl.arange(0, Q)
         if WIDE:
@@ -141,8 +157,14 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, lanes, 
         xs = load_vectors(
             inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC
         )
-        maps, a, b, a_before, b_before = compose_tile(xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q)
+        maps, a, b, a_before, b_before = compose_tile(
+            xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
+        )
         entering = apply(a_before, b_before, carry)
-        results = walk_tile(xs, maps, entering, vector, vectors * V, FINISH, KINDS, REVERSE, V)
+        results = walk_tile(xs, maps, entering, vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V)
         carry = at_end(apply(a, b, carry), Q)
         store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)
+        if partials is not None:
+            count, mean, m2 = tile_moments(count, mean, m2, xs, results, mask, MASKS, V)
+    if partials is not None:
+        store_moments(partials, tl.program_id(0), count, mean, m2)

@@ -19,8 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .memory import load_uniforms
-from .rows import at_end, compose_tile, load_vectors, store_vectors, walk_tile
+from .memory import load_lanes, load_uniforms
+from .moments import store_moments
+from .rows import at_end, compose_tile, load_vectors, store_vectors, tile_moments, walk_tile
 from .scan import apply
 
 WAITING = tl.constexpr(0)
@@ -110,10 +111,11 @@ def first_state(carry_in, carry_strides, outer, inner, in_range, ROWS: tl.conste
 
 
 @triton.jit
-def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, flags, published, lanes, inner_size, vectors,
-          blocks,
+def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, flags, published, lanes,
+          inner_size, vectors, blocks,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-          UNITS: tl.constexpr, OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+          REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
           Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
     """One program computes one tile: ``ROWS`` lanes, ``Q`` vectors of ``V`` steps. Arguments as in :func:`.rows.rows`, and:
 
@@ -134,8 +136,11 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, flags,
     vector = vectors - 1 - place if REVERSE else place
     mask = in_range & (place < vectors)[None, :]
     uniforms = load_uniforms(inputs, KINDS, ACC)
+    uniforms = load_lanes(inputs, strides, uniforms, KINDS, outer[:, None], inner[:, None], in_range, ACC)
     xs = load_vectors(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC)
-    maps, a, b, a_before, b_before = compose_tile(xs, vector, vectors * V, COEFFICIENTS, KINDS, REVERSE, V, ROWS, Q)
+    maps, a, b, a_before, b_before = compose_tile(
+        xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
+    )
     a_tile, b_tile = of_tile(a, ROWS, Q), of_tile(b, ROWS, Q)
 
     own = published + (tile * blocks + block) * (3 * ROWS) + rows_of(ROWS)
@@ -160,5 +165,11 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, flags,
         if not cut:
             tl.store(own + 2 * ROWS, apply(a_tile, b_tile, carry))
             publish(flag, KNOWN)
-    results = walk_tile(xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, REVERSE, V)
+    results = walk_tile(
+        xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V
+    )
     store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)
+    if partials is not None:
+        count, mean, m2 = tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC)
+        count, mean, m2 = tile_moments(count, mean, m2, xs, results, mask, MASKS, V)
+        store_moments(partials, tile * blocks + block, count, mean, m2)

@@ -65,7 +65,7 @@ def vtrace_backward_coefficients(x, is_last, KINDS: tl.constexpr):
 
     Inputs: grad_advantage, grad_target (or absent), log_pi, log_mu, reward, value, next_value, done, terminated (or
     absent: as done), gamma, rho_thresh, c_thresh; of the following step target and value; of the preceding step
-    grad_advantage, log_pi, log_mu, done, terminated (or absent), gamma and rho_thresh.
+    grad_advantage, log_pi, log_mu, done, terminated (or absent), gamma and rho_thresh, and where there are masks, valid.
     """
     done, gamma = x[7], x[9]
     _, _rho, c = importance(x[2], x[3], x[10], x[11])
@@ -98,6 +98,8 @@ def vtrace_backward_finish(x, entering, state, is_last, KINDS: tl.constexpr):
     following = tl.where(terminated, 0.0, tl.where(closed, next_value, x[12]))
     correction = tl.where(closed, 0.0, x[12] - x[13])
     arriving = vtrace_to_next(x[14], x[15], x[16], x[17], before_terminated, x[19], x[20])
+    if len(KINDS) > 21:
+        arriving = tl.where(x[21], arriving, 0.0)
     if KINDS[1] == ABSENT:
         g, dx = entering, arriving
     else:

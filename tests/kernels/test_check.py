@@ -18,7 +18,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_op_agrees_with_its_twin_on_this_machine(device: str) -> None:
     results = kernels.self_check(device)
-    assert [result.op for result in results] == list(SPECS)
+    assert [result.op for result in results[: len(SPECS)]] == list(SPECS)
+    assert {"gae (valid, skip)", "vtrace_backward (valid)"} <= {result.op for result in results[len(SPECS) :]}
     for result in results:
         assert result.ok, result
         assert 0 <= result.max_error <= check.TOLERANCE
@@ -32,14 +33,16 @@ def broken(op: str, how: str) -> Any:
     def spoilt(*args: Any) -> Any:
         results = getattr(torch_backend, op)(*args)
         last = results if isinstance(results, Tensor) else results[-1]
-        last[-1, -1] = last[-1, -1] + 1.0 if how == "off" else float("nan")
+        end = (-1,) * last.dim()
+        last[end] = last[end] + 1.0 if how == "off" else float("nan")
         return results
 
     return spoilt
 
 
+# What a backend has no function for is composed of what it has (kernels/compose.py), and wrong where that is wrong.
 @pytest.mark.parametrize("how", ["off", "nan"])
-@pytest.mark.parametrize("op", SPECS)
+@pytest.mark.parametrize("op", [op for op in SPECS if hasattr(torch_backend, op)])
 def test_one_wrong_number_in_one_result_is_found(op: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Backend:
         def __getattr__(self, name: str) -> Any:
@@ -47,7 +50,7 @@ def test_one_wrong_number_in_one_result_is_found(op: str, how: str, monkeypatch:
 
     monkeypatch.setattr(check, "backend_for", lambda device: Backend())
     other = "gae" if op != "gae" else "vtrace"
-    monkeypatch.setattr(check, "SPECS", {name: SPECS[name] for name in (op, other)})
+    monkeypatch.setattr(check, "_variants", lambda: [check._Variant(op), check._Variant(other)])
     results = {result.op: result for result in check.self_check()}
     assert [name for name, result in results.items() if not result.ok] == [op]
     assert "contiguous" in results[op].detail
@@ -57,7 +60,8 @@ def test_one_wrong_number_in_one_result_is_found(op: str, how: str, monkeypatch:
 def test_the_arguments_are_in_schema_order_and_hide_nan_behind_terminated() -> None:
     for op in SPECS:
         names = [argument.name for argument in getattr(torch.ops.tritonrl, op).default._schema.arguments]
-        args = dict(zip(names, check._arguments(op, 37, 5, "cpu", False), strict=True))
+        made = check._arguments(op, 37, 5, "cpu", False)
+        args = dict(zip(names[: len(made)], made, strict=True))
         assert args["time_dim"] == -1
         if "next_value" in args:
             assert args["terminated"].any()

@@ -1,0 +1,81 @@
+"""Calls that a backend has no kernel for, composed of those that it has.
+
+A backend names in ``MASKED`` the ops whose optional masks it takes itself, and defines ``gae_extended`` if it has one. It
+need do neither: a call without masks reaches it with the arguments that it always had, and the rest is served here, at the
+price of more passes over the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .masked import derived_next_value, select, unmasked
+from .moments import measure
+from .specs import allocate, by_name, plain_names
+from .textbook import counted
+
+
+def serves_itself(op: str, args: Sequence[Any], backend: Any) -> bool:
+    """Whether the module ``backend`` has a function of its own for this call."""
+    if op == "gae_extended":
+        return hasattr(backend, op)
+    return op in getattr(backend, "MASKED", ()) or all(x is None for x in args[len(plain_names(op)) :])
+
+
+def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
+    """Run ``op`` on the module ``backend``, by composition where it does not know what is asked for."""
+    if op == "gae_extended":
+        check_extended(args)
+    elif all(x is None for x in args[len(plain_names(op)) :]):
+        return getattr(backend, op)(*args[: len(plain_names(op))])
+    if serves_itself(op, args, backend):
+        return getattr(backend, op)(*args)
+    if op == "gae_extended":
+        return _gae_extended(args, backend)
+    plain, counts = unmasked(op, args)
+    results = getattr(backend, op)(*plain)
+    return in_promised_layout(op, args, select((results,) if isinstance(results, Tensor) else results, counts))
+
+
+def in_promised_layout(op: str, args: Sequence[Any], computed: Sequence[Tensor | None]) -> Any:
+    """Results copied into the layout and dtype that the op promises (rewritten inputs may have given others)."""
+    results = allocate(op, args)
+    for result, x in zip(results, computed, strict=True):
+        if x is not None and result.numel():
+            result.copy_(x)
+    return results if len(results) > 1 else results[0]
+
+
+def check_extended(args: Sequence[Any]) -> None:
+    """Masks and derived next values do not come together in one kernel: :func:`.api.gae` derives them in a pass of its own.
+
+    Raises:
+        NotImplementedError: if they do.
+        ValueError: if there is neither ``next_value`` nor ``bootstrap_value``.
+    """
+    named = by_name("gae_extended", args)
+    if named["next_value"] is not None:
+        return
+    if named["bootstrap_value"] is None:
+        raise ValueError("tritonrl::gae_extended needs next_value or bootstrap_value")
+    if named["valid"] is not None or named["skip"] is not None:
+        raise NotImplementedError("tritonrl::gae_extended takes no masks without next_value; tritonrl.kernels.gae does")
+
+
+def _gae_extended(args: Sequence[Any], backend: Any) -> Any:
+    named = by_name("gae_extended", args)
+    moments, bootstrap_value = named.pop("moments"), named.pop("bootstrap_value")
+    if named["next_value"] is None:
+        value = named["value"].expand(torch.broadcast_shapes(named["reward"].shape, named["value"].shape))
+        named["next_value"] = derived_next_value(
+            value, bootstrap_value, None, named["time_dim"], backend.linear_recurrence
+        )
+    advantage, target = serve("gae", tuple(named.values()), backend)
+    counts = counted(named["valid"], named["skip"])
+    return in_promised_layout(
+        "gae_extended", args, (advantage, target, measure(advantage, counts) if moments else None)
+    )
