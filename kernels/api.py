@@ -114,7 +114,7 @@ def _ended(
 
 
 def _bootstrap(
-    bootstrap_value: Tensor | None, next_value: Tensor | None, lanes: torch.Size, like: torch.dtype
+    bootstrap_value: Tensor | None, next_value: Tensor | None, like: Tensor, lanes: torch.Size, dtype: torch.dtype
 ) -> Tensor | None:
     """The value behind the last step, of which there is either none or the only next value that is given."""
     if next_value is not None:
@@ -129,9 +129,10 @@ def _bootstrap(
         )
     if not isinstance(bootstrap_value, Tensor):
         raise TypeError(f"bootstrap_value must be a tensor, got {type(bootstrap_value).__name__}")
+    _check_device("bootstrap_value", bootstrap_value, like)
     if not _fits(bootstrap_value.shape, lanes):
         raise RuntimeError(f"bootstrap_value has shape {tuple(bootstrap_value.shape)}, expected {tuple(lanes)}")
-    return bootstrap_value.to(like)
+    return bootstrap_value.to(dtype)
 
 
 def _derived(
@@ -312,7 +313,7 @@ def gae(
     if next_value is None or bootstrap_value is not None:
         sequences = shape[:time_dim] if cu_seqlens is None else torch.Size([cu_seqlens.shape[0] - 1])
         lanes = sequences + shape[len(shape) + time_dim + 1 :]
-        bootstrap_value = _bootstrap(bootstrap_value, next_value, lanes, dtype)
+        bootstrap_value = _bootstrap(bootstrap_value, next_value, value, lanes, dtype)
         if bootstrap_value is not None and (masks or cu_seqlens is not None):
             next_value = _derived(value, bootstrap_value, masks, cu_seqlens, shape, time_dim)
             bootstrap_value = None

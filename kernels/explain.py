@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .backend import BackendUnavailable, choose, describe, import_problem, module_of
 from .compose import serves_itself
+from .plan import decide
 from .specs import ALL_SPECS, allocate, by_name, step_results
 from .tables import table_for
 
@@ -149,16 +150,16 @@ def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocess
     recurrence = getattr(families, call.op)(*call.args)
     time_dim = by_name(call.op, call.args)["time_dim"]
     try:
-        prepared = launch.prepare(recurrence, outputs, time_dim, count, name)
+        prepared = launch._prepare(recurrence, outputs, time_dim, count, name)
         note = ""
     except launch.TooScattered as error:
         recurrence = launch.one_layout(recurrence, outputs[0], time_dim)
-        prepared = launch.prepare(recurrence, outputs, time_dim, count, name)
+        prepared = launch._prepare(recurrence, outputs, time_dim, count, name)
         note = f"; the inputs are first copied into one layout, because {error}"
     table = table_for(name)
     origin = f"measured: {table.measured}" if table.measured else "by the default table, which nobody measured"
     where = f"on {name}" if name else f"on a GPU of {count} multiprocessors"
-    strategy = f'triton, strategy "{prepared.plan.strategy}", because {prepared.why}{note}'
+    strategy = f'triton, strategy "{prepared.plan.strategy}", because {decide(*prepared.plan_arguments)[1]}{note}'
     return f"{where}: {strategy}\n  {_blocks(prepared)}; {origin}"
 
 

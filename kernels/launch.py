@@ -25,7 +25,7 @@ from .dtypes import accumulate_dtype, moments_dtype
 from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
 from .moments import merge_moments
-from .plan import Plan, ceil_div, decide
+from .plan import Plan, ceil_div, choose_plan
 from .specs import ALL_SPECS, allocate, step_results
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
@@ -44,7 +44,7 @@ class Prepared(NamedTuple):
     kinds: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
-    why: str
+    plan_arguments: tuple[Any, ...]
 
 
 def _kind(x: Tensor | None, tap: int, strides: Sequence[int] | None, acc: torch.dtype) -> int:
@@ -68,7 +68,7 @@ def _kinds(recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc:
     return tuple(kinds)
 
 
-def prepare(
+def _prepare(
     recurrence: Recurrence,
     outputs: Sequence[Tensor],
     time_dim: int,
@@ -96,7 +96,8 @@ def prepare(
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
     streams = kinds.count(_STEPS) + len(outputs)
     steps_strides = [*untapped, *out_strides]
-    plan, why = decide(sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
+    considered = (sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
+    plan = choose_plan(*considered)
     in_strides = iter(merged)
     by_input = [next(in_strides) if kind in _STRIDED else None for kind in kinds]
     arguments, constants = _arguments(plan, sizes, by_input, out_strides, merged[-1])
@@ -110,7 +111,7 @@ def prepare(
         "ACC": tl.float64 if acc is torch.float64 else tl.float32,
         "WIDE": _farthest(shape, full) > _FOUR_BYTE_OFFSETS,
     }
-    return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants, why)
+    return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants, considered)
 
 
 def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int]:
@@ -201,7 +202,7 @@ def prepared_for(
     if found is None:
         if len(_prepared) >= 4096:  # layouts without end (ever new batch sizes) must not eat the memory
             _prepared.clear()
-        found = _prepared[key] = prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device))
+        found = _prepared[key] = _prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device))
     return found
 
 
