@@ -31,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/ppo.py --out runs/demo --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .

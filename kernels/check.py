@@ -118,7 +118,7 @@ def _check(
             pairs = zip(*((x,) if isinstance(x, Tensor) else x for x in (results, expected)), strict=True)
             for result, twin in pairs:
                 error = _error(result, twin)
-                if not error <= worst:  # also when it is NaN
+                if worst == worst and not error <= worst:  # a NaN is worse than any number, and stays
                     worst, where = (
                         error,
                         f"{steps} steps x {lanes} lanes, {'lanes' if lanes_contiguous else 'time'} contiguous",
