@@ -132,6 +132,7 @@ def _linear_recurrence_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
     if grad is None:
         return (None,) * 5
     a, b, carry, y = ctx.saved_tensors
+    grad_carry: Tensor | None
     if torch.is_grad_enabled():
         twin = gradients.linear_recurrence_backward
         grad_a, grad_b, grad_carry = twin(grad, a, y, carry, ctx.time_dim, ctx.reverse, recurrence)
