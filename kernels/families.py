@@ -63,6 +63,7 @@ def _masked(
 
 
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Recurrence:
+    """``tritonrl::linear_recurrence``: the inputs of its stages in :mod:`.device.linear`."""
     return Recurrence(linear_stages.linear_coefficients, linear_stages.linear_finish, reverse, _here(a, b), carry)
 
 
@@ -86,6 +87,7 @@ def gae(
     valid: Tensor | None = None,
     skip: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::gae``: the inputs of its stages in :mod:`.device.gae`."""
     inputs = _here(reward, value, next_value, done, terminated, gamma, lmbda)
     return _masked(Recurrence(gae_stages.gae_coefficients, gae_stages.gae_finish, True, inputs), 3, valid, skip)
 
@@ -104,6 +106,7 @@ def gae_extended(
     valid: Tensor | None = None,
     skip: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::gae_extended``: the inputs of its stages in :mod:`.device.gae`."""
     if next_value is not None:
         plain = gae(reward, value, next_value, done, terminated, gamma, lmbda, time_dim, valid, skip)
         return plain._replace(moments=moments)
@@ -146,6 +149,7 @@ def td_lambda_return(
     time_dim: int,
     valid: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::td_lambda_return``: the inputs of its stages in :mod:`.device.td_lambda`."""
     inputs = _here(reward, next_value, done, terminated, gamma, lmbda)
     stages = td_lambda_stages.td_lambda_coefficients, td_lambda_stages.only_state
     return _masked(Recurrence(*stages, True, inputs), 2, valid, closing=True)
@@ -163,6 +167,7 @@ def td_lambda_return_backward(
     with_discounts: bool,
     valid: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::td_lambda_return_backward``: the inputs of its stages in :mod:`.device.td_lambda`."""
     inputs = _here(grad, done, terminated, gamma, lmbda)
     inputs += _if(with_discounts, _here(next_value) + _tapped(1, returns))
     stages = td_lambda_stages.td_lambda_backward_coefficients, td_lambda_stages.td_lambda_backward_finish
@@ -170,6 +175,7 @@ def td_lambda_return_backward(
 
 
 def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None) -> Recurrence:
+    """``tritonrl::reward_to_go``: the inputs of its stages in :mod:`.device.td_lambda`."""
     stages = td_lambda_stages.reward_to_go_coefficients, td_lambda_stages.only_state
     return _masked(Recurrence(*stages, True, _here(reward, done, gamma)), 1, valid)
 
@@ -183,6 +189,7 @@ def reward_to_go_backward(
     with_discounts: bool,
     valid: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::reward_to_go_backward``: the inputs of its stages in :mod:`.device.td_lambda`."""
     inputs = _here(grad, done, gamma) + _if(with_discounts, _tapped(1, returns))
     stages = td_lambda_stages.reward_to_go_backward_coefficients, td_lambda_stages.reward_to_go_backward_finish
     return _masked(Recurrence(*stages, False, inputs), 1, valid)
@@ -202,6 +209,7 @@ def vtrace(
     time_dim: int,
     valid: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::vtrace``: the inputs of its stages in :mod:`.device.vtrace`."""
     inputs = _here(log_pi, log_mu, reward, value, next_value, done, terminated, gamma, rho_thresh, c_thresh)
     inputs += _tapped(1, value)
     stages = vtrace_stages.vtrace_coefficients, vtrace_stages.vtrace_finish
@@ -226,6 +234,7 @@ def vtrace_backward(
     with_discounts: bool,
     valid: Tensor | None = None,
 ) -> Recurrence:
+    """``tritonrl::vtrace_backward``: the inputs of its stages in :mod:`.device.vtrace`."""
     inputs = _here(grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, done, terminated)
     inputs += _here(gamma, rho_thresh, c_thresh) + _tapped(1, target, value)
     inputs += _tapped(-1, grad_advantage, log_pi, log_mu, done, terminated, gamma, rho_thresh)

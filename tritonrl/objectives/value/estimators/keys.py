@@ -13,6 +13,7 @@ __all__ = ["AcceptedKeys", "next_key", "renamed_keys"]
 
 
 def default_log_prob_key() -> str:
+    """Where a policy writes the log-probability of its action; tensordict's aggregation switch decides the name."""
     return "sample_log_prob" if composite_lp_aggregate() else "action_log_prob"
 
 
