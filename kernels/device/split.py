@@ -10,8 +10,9 @@ twice (36 instead of 22 bytes a step for GAE) and launch three kernels instead o
   program reads the flag with acquire before it loads the values.
 - *Determinism*: a program walks back to the nearest tile whose leaving state is known, and from there composes forwards one
   tile after the other. That is the same chain of operations wherever it starts, so results do not depend on timing.
-- *Cuts*: a tile with ``A == 0`` (a done inside, or a product that underflows) needs nothing from the tiles before it and
-  publishes its leaving state at once; with ordinary data no program looks back further than one tile.
+- *Cuts*: a tile with ``A == 0`` (a done inside in every lane, or a product that underflows) needs nothing from the tiles
+  before it and publishes its leaving state at once. Where tiles are short or discounts near one, a program may look back
+  over many tiles; how far that is on a GPU has not been measured.
 """
 
 from __future__ import annotations
