@@ -121,6 +121,14 @@ class LossModule(
         self._init_value_estimator()
         self.register_forward_pre_hook(_check_target_updaters)
 
+    @staticmethod
+    def _refuse_gamma(gamma: float | None) -> None:
+        if gamma is not None:
+            raise TypeError(
+                "gamma is not an argument of the loss: call make_value_estimator(gamma=...) on it, which takes the "
+                "type of the estimator too"
+            )
+
     @property
     def functional(self) -> bool:
         """Whether the networks are templates with their parameters outside; losses with ``functional=False`` say no."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tensordict import NestedKey
+from tensordict import NestedKey, unravel_key
 from torch import nn
 
 __all__ = ["LossKeys"]
@@ -90,7 +91,16 @@ class LossKeys(nn.Module):
         self._in_keys = values
 
     def _build_in_keys(self) -> None:
-        """Collect the in_keys by the loss's ``_set_in_keys``, if it has that and they are not there yet."""
-        set_in_keys = getattr(self, "_set_in_keys", None)
-        if set_in_keys is not None and getattr(self, "_in_keys", None) is None:
-            set_in_keys()
+        """Collect the in_keys if they are not there yet."""
+        if getattr(self, "_in_keys", None) is None:
+            self._set_in_keys()
+
+    def _set_in_keys(self) -> None:
+        """Collect what :meth:`_iter_in_keys` names, each key once."""
+        keys = self._iter_in_keys()
+        if keys is not None:
+            self._in_keys = list(dict.fromkeys(unravel_key(key) for key in keys))
+
+    def _iter_in_keys(self) -> Iterable[NestedKey] | None:
+        """The entries that the loss may read; None for a loss that does not say (or overrides ``_set_in_keys``)."""
+        return None

@@ -36,9 +36,11 @@ class LossValueEstimator(nn.Module):
     )
 
     tensor_keys: Any
+    _set_in_keys: Any
 
     def _init_value_estimator(self) -> None:
         self._value_estimator: nn.Module | None = None
+        self._estimator_was_chosen = False
         self.value_type = self.default_value_estimator
 
     # -- choosing -------------------------------------------------------------------------------------------------
@@ -62,6 +64,7 @@ class LossValueEstimator(nn.Module):
             TypeError: for an unknown hyper-parameter, a ``value_type`` of another type, or hyper-parameters next to an
                 estimator that is already built.
         """
+        self._estimator_was_chosen = True
         if value_type is None:
             value_type = self.default_value_estimator
         if isinstance(value_type, TensorDictModuleBase):
@@ -103,6 +106,18 @@ class LossValueEstimator(nn.Module):
         """Build the estimator with the defaults of the loss."""
         self.make_value_estimator(self.default_value_estimator, **self._with_device({}))
 
+    @property
+    def _estimator_can_be_built(self) -> bool:
+        """Whether what the default estimator needs is known. Losses that build it in their constructor say so."""
+        return False
+
+    def _build_estimator_early(self) -> None:
+        """Build the default estimator as soon as it can be: the first call may be a compiled one, inside which no
+        module can be built."""
+        if self._value_estimator is None and self._estimator_can_be_built:
+            self._default_value_estimator()
+            self._estimator_was_chosen = False
+
     # -- using ----------------------------------------------------------------------------------------------------
 
     @property
@@ -135,9 +150,8 @@ class LossValueEstimator(nn.Module):
         estimator: Any = self._value_estimator
         if estimator is not None:
             estimator.set_keys(**self._value_estimator_keys(estimator))
-        set_in_keys = getattr(self, "_set_in_keys", None)
-        if set_in_keys is not None:
-            set_in_keys()
+        self._set_in_keys()
+        self._build_estimator_early()
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -159,10 +173,17 @@ class LossValueEstimator(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """A used loss has an estimator and a fresh one may not: both load into each other."""
+        saved_type = local_metadata.get(_METADATA)
+        if (
+            saved_type is not None
+            and not self._estimator_was_chosen
+            and saved_type != getattr(self.value_type, "name", None)
+        ):
+            self._value_estimator = None  # Nobody asked for the default one: the saved one takes its place.
         own_prefix = f"{prefix}{_CHILD}."
         saved = any(key.startswith(own_prefix) for key in state_dict)
         if saved and self._value_estimator is None:
-            self._build_saved_value_estimator(local_metadata.get(_METADATA))
+            self._build_saved_value_estimator(saved_type)
         elif not saved and self._value_estimator is not None:
             own = self._value_estimator.state_dict()
             state_dict.update({f"{own_prefix}{key}": value for key, value in own.items()})

@@ -25,9 +25,9 @@ from tritonrl.objectives.critic_loss import critic_distance, required_entry
 from tritonrl.objectives.entropy_bonus import entropy_of, head_entropies, sum_heads, weigh_heads
 from tritonrl.objectives.functional_params import swap_params
 from tritonrl.objectives.log_weight import as_key_list, log_prob_of_action
-from tritonrl.objectives.loss_value_estimator import LossValueEstimator
 from tritonrl.objectives.metrics import explained_variance, masked_mean
 from tritonrl.objectives.validity import hide_invalid
+from tritonrl.objectives.value.estimators.keys import next_key
 from tritonrl.objectives.value.registry import ValueEstimators
 
 __all__ = ["AdvantageNorm", "OnPolicyLoss"]
@@ -69,8 +69,6 @@ class OnPolicyLoss(LossModule):
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[ValueEstimators, ...]] = tuple(ValueEstimators)
     _schedulable_buffers = frozenset({"clip_value"})
 
-    _estimator_was_chosen = False
-
     actor_network: TensorDictModuleBase
     critic_network: TensorDictModuleBase | None
     entropy_coeff: Tensor
@@ -78,13 +76,6 @@ class OnPolicyLoss(LossModule):
     clip_value: Tensor | None
 
     # -- construction ---------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _refuse_gamma(gamma: float | None) -> None:
-        if gamma is not None:
-            raise TypeError(
-                "gamma is not an argument of the loss: call make_value_estimator(ValueEstimators.GAE, gamma=...) on it"
-            )
 
     @staticmethod
     def _one_of(name: str, value: Any, alias: str, other: Any) -> Any:
@@ -201,48 +192,21 @@ class OnPolicyLoss(LossModule):
 
     # -- value estimator ------------------------------------------------------------------------------------------
 
-    def _build_estimator_early(self) -> None:
-        """Build the default value estimator as soon as the critic writes the value key.
-
-        The first call may be a compiled one, inside which no module can be built.
-        """
-        if self._value_estimator is None and self.tensor_keys.value in getattr(self.critic_network, "out_keys", ()):
-            self._default_value_estimator()
-            self._estimator_was_chosen = False
-
-    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> LossValueEstimator | None:
-        self._estimator_was_chosen = True
-        return super().make_value_estimator(value_type, **hyperparams)
-
-    make_value_estimator.__doc__ = LossModule.make_value_estimator.__doc__
-
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        super()._forward_value_estimator_keys(**kwargs)
-        self._build_estimator_early()
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        saved_type = local_metadata.get("value_type")
-        if saved_type is not None and not self._estimator_was_chosen and saved_type != self.value_type.name:
-            self._value_estimator = None  # Nobody asked for the default one: the saved one takes its place.
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+    @property
+    def _estimator_can_be_built(self) -> bool:
+        return self.tensor_keys.value in getattr(self.critic_network, "out_keys", ())
 
     # -- keys -----------------------------------------------------------------------------------------------------
-
-    def _set_in_keys(self) -> None:
-        """Collect the entries that the loss may read, each once."""
-        self._in_keys = list(dict.fromkeys(unravel_key(key) for key in self._iter_in_keys()))
 
     def _iter_in_keys(self) -> Iterator[NestedKey]:
         keys = self.tensor_keys
         yield from self.actor_network.in_keys
-        yield from (_next(key) for key in self.actor_network.in_keys)
+        yield from (next_key(key) for key in self.actor_network.in_keys)
         if self.critic_network is not None:
             yield from self.critic_network.in_keys
         yield from as_key_list(keys.action)
         for ended in (keys.reward, keys.done, keys.terminated):
-            yield from (_next(key) for key in as_key_list(ended))
+            yield from (next_key(key) for key in as_key_list(ended))
 
     # -- calls of the networks ------------------------------------------------------------------------------------
 
@@ -429,7 +393,3 @@ class OnPolicyLoss(LossModule):
                 tensordict.set(key, self._reduce_loss(tensordict.get(key), data).squeeze(-1))
         self._clear_weakrefs(data)
         return tensordict
-
-
-def _next(key: NestedKey) -> NestedKey:
-    return unravel_key(("next", key))
