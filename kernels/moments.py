@@ -17,8 +17,16 @@ from .textbook import counted
 
 def measure(x: Tensor, counts: Tensor | None = None) -> Tensor:
     """``[count, mean, M2]`` of the numbers that count."""
-    dtype = moments_dtype(x.device)
-    x = x.detach().to(dtype)
+    dtype, x = moments_dtype(x.device), x.detach()
+    if counts is None and x.numel():
+        x = x.to(accumulate_dtype(x.dtype))
+        # No copy in a wider dtype: the reductions themselves add up in float64 on the CPU, in a tree on a GPU.
+        mean = x.mean(dtype=dtype)
+        deviation = x - mean.to(x.dtype)
+        correction = deviation.mean(dtype=dtype)  # What rounding the mean to the dtype of the data left over.
+        m2 = deviation.square().sum(dtype=dtype) - x.numel() * correction.square()
+        return torch.stack([torch.full_like(mean, x.numel()), mean, m2.clamp_min(0.0)])
+    x = x.to(dtype)
     weight = torch.ones_like(x) if counts is None else counts.expand(x.shape).to(dtype)
     kept = x if counts is None else torch.where(counts, x, 0.0)
     count = weight.sum()

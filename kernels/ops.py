@@ -21,6 +21,7 @@ from .specs import ALL_SPECS, allocate, argument_names, by_name, plain_names
 from .textbook import previous_step
 
 _library = torch.library.Library("tritonrl", "DEF")
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 
 
 def _register(op: str) -> None:
@@ -36,6 +37,7 @@ def _register(op: str) -> None:
         results = allocate(op, args)
         return results if len(results) > 1 else results[0]
 
+    _IMPLEMENTATIONS[op] = implementation
     _library.define(op + ALL_SPECS[op].registered_schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(op, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tritonrl::{op}", fake, lib=_library)
@@ -340,11 +342,34 @@ for _op, (_setup, _grad) in _GRADS.items():
 _FUNCTIONS = {op: _function(op) for op in _GRADS}
 
 
+def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
+    """Whether nobody but the backend has to see this call: no graph is recorded, no mode and no profiler listens, and
+    every tensor is an ordinary one."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or torch._C._is_tracing():
+        return False
+    if torch.autograd._profiler_enabled():
+        return False
+    recorded = torch.is_grad_enabled()
+    for x in args:
+        if isinstance(x, Tensor):
+            # A subclass has a dispatch of its own; a negated view does not hold in memory what it says.
+            if type(x) is not Tensor or x.is_neg() or (recorded and x.requires_grad):
+                return False
+            if not (x.is_cpu or x.is_cuda):
+                return False
+    return True
+
+
 def call(op: str, *args: Any) -> Any:
     """Call a differentiable op, under ``torch.func`` transforms too (``grad``, ``jacrev``, ``vmap`` in any order).
 
     ``torch.library.register_autograd`` makes functions that ``torch.func`` refuses, so those calls take another door.
+    Where nobody but the backend has to see the call it goes there straight: dispatcher and autograd wrapper cost more
+    than a small rollout.
     """
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return _FUNCTIONS[op].apply(*args)
+    if not torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():
+            return _FUNCTIONS[op].apply(*args)
+        if _needs_no_dispatcher(args):
+            return _IMPLEMENTATIONS[op](*args)
     return getattr(torch.ops.tritonrl, op)(*args)

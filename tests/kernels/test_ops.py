@@ -481,3 +481,58 @@ def test_data_on_two_devices_are_named(op: str) -> None:
         complain(op, ValueError, name, "meta", "cpu", **{name: x})
     if "carry" in floating(op):
         complain(op, ValueError, "carry", "meta", "cpu", carry=torch.zeros(3, device="meta"))
+
+
+# -- the way past the dispatcher ---------------------------------------------------------------------------------------
+
+
+def _to_go(reward: Tensor) -> Tensor:
+    return kernels.reward_to_go(reward, torch.zeros(reward.shape, dtype=torch.bool), gamma=0.5, time_dim=-1)
+
+
+def _calls_of_the_dispatcher(call: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
+    seen = []
+    ops = torch.ops.tritonrl
+    real = ops.reward_to_go
+    monkeypatch.setattr(ops, "reward_to_go", lambda *args: seen.append(args) or real(*args))
+    call()
+    monkeypatch.undo()
+    return len(seen)
+
+
+def test_a_plain_call_goes_straight_to_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = torch.ones(3, 5)
+    assert _calls_of_the_dispatcher(lambda: _to_go(reward), monkeypatch) == 0
+    assert _calls_of_the_dispatcher(lambda: _to_go(reward.requires_grad_()), monkeypatch) == 1
+
+
+def test_a_profiler_sees_the_op() -> None:
+    with torch.profiler.profile() as profile:
+        _to_go(torch.ones(3, 5))
+    assert any(event.key == "tritonrl::reward_to_go" for event in profile.key_averages())
+
+
+def test_a_negated_view_is_read_for_what_it_says() -> None:
+    reward = torch.view_as_complex(torch.randn(4, 2)).conj().imag
+    assert reward.is_neg()
+    assert torch.equal(_to_go(reward), _to_go(reward.resolve_neg().clone()))
+
+
+def test_a_subclass_is_asked_first() -> None:
+    class Seen(Tensor):
+        calls = 0
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Seen.calls += "reward_to_go" in str(func)
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    _to_go(torch.ones(3, 5).as_subclass(Seen))
+    assert Seen.calls
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_function_holds_the_op_and_not_its_result() -> None:
+    traced = torch.jit.trace(_to_go, torch.ones(3, 5), check_trace=False)
+    reward = torch.randn(3, 5)
+    assert torch.equal(traced(reward), _to_go(reward))
