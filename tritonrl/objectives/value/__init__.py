@@ -13,6 +13,7 @@ from .estimators import (
     TDLambdaEstimator,
     ValueEstimatorBase,
     VTrace,
+    check_finite,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "TDLambdaEstimator",
     "VTrace",
     "ValueEstimatorBase",
+    "check_finite",
 ]

@@ -86,6 +86,42 @@ def vec_generalized_advantage_estimate(
     return _gae(gamma, lmbda, state_value, next_state_value, reward, done, terminated, time_dim, float_done=True)
 
 
+def gae_with_moments(
+    gamma: Discount,
+    lmbda: Discount,
+    state_value: Tensor,
+    next_state_value: Tensor,
+    reward: Tensor,
+    done: Tensor,
+    terminated: Tensor,
+    *,
+    time_dim: int,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`generalized_advantage_estimate`, and count, mean and M2 of the advantages from the same pass.
+
+    Args:
+        valid: bool, broadcasts to the data: steps that count. Elsewhere advantage and target are 0.
+
+    The others are those of :func:`generalized_advantage_estimate`.
+
+    Returns:
+        ``(advantage, value_target, moments)``; the moments, ``[3]``, are what
+        :func:`tritonrl.kernels.standardise` takes, and have no gradient.
+    """
+    values = {"state_value": state_value, "next_state_value": next_state_value}
+    done, terminated = check_steps(time_dim, reward, done, terminated, values)
+    gamma, lmbda = align("gamma", gamma, reward, time_dim), align("lmbda", lmbda, reward, time_dim)
+    return gae(
+        *(reward, state_value, next_state_value, done, terminated),
+        gamma=gamma,
+        lmbda=lmbda,
+        time_dim=time_dim,
+        valid=valid,
+        moments=True,
+    )
+
+
 def _gae(
     gamma: Discount,
     lmbda: Discount,

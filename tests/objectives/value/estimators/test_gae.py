@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonrl.objectives.value import GAE, TD0Estimator, TD1Estimator, TDLambdaEstimator
 
@@ -412,3 +413,57 @@ def test_new_batch_sizes_recompile_once_to_dynamic_shapes(
             expected, out = gae(make_rollout(rows, steps)), whole(make_rollout(rows, steps))
             torch.testing.assert_close(out["advantage"], expected["advantage"])
     torch._dynamo.reset()
+
+
+class OpsSeen(TorchDispatchMode):
+    """The names of our operators that are called inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "tritonrl":
+            self.names.append(func._schema.name.split("::")[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "op"),
+    [
+        ({"average_gae": True}, "gae_extended"),
+        ({"average_gae": True, "valid_key": "mask"}, "gae_extended"),
+        ({"average_gae": True, "differentiable": True}, "gae"),
+        ({"average_gae": True, "group_key": "task"}, "gae"),
+        ({}, "gae"),
+    ],
+    ids=["averaged", "averaged over valid steps", "with a gradient", "by group", "not averaged"],
+)
+def test_standardising_takes_the_moments_of_the_kernel_where_they_are_the_right_ones(
+    options: dict[str, Any], op: str, critic: TensorDictModule, make_rollout: Rollouts
+) -> None:
+    td = make_rollout(3, 7)
+    td["task"] = torch.arange(7).expand(3, 7) % 2
+    td["mask"] = torch.arange(7).expand(3, 7) < torch.tensor([[7], [4], [1]])
+    td["next", "reward"].requires_grad_("differentiable" in options)
+    with OpsSeen() as seen:
+        GAE(gamma=0.97, lmbda=0.9, value_network=critic, **options)(td)
+    assert seen.names == [op]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_moments_of_the_kernel_standardise_as_two_passes_over_the_advantage_do(
+    dtype: torch.dtype, critic: TensorDictModule, make_rollout: Rollouts
+) -> None:
+    td = make_rollout(5, 129).apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    network = critic.to(dtype)
+    plain = GAE(gamma=0.97, lmbda=0.9, value_network=network)(td.clone())["advantage"].double()
+    averaged = GAE(gamma=0.97, lmbda=0.9, value_network=network, average_gae=True)(td.clone())["advantage"]
+    assert averaged.dtype is dtype
+    expected = (plain - plain.mean()) / plain.std().clamp_min(1e-4)
+    torch.testing.assert_close(
+        averaged,
+        expected.to(dtype),
+        rtol=1e-5 if dtype is not torch.bfloat16 else 1e-2,
+        atol=1e-2 if dtype is torch.bfloat16 else 1e-5,
+    )

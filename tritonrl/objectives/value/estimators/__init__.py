@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .base import ValueEstimatorBase
 from .deprecated import TD0Estimate, TD1Estimate, TDLambdaEstimate
+from .finite_check import check_finite
 from .gae import GAE
 from .multi_agent_gae import MultiAgentGAE
 from .td0 import TD0Estimator
@@ -22,4 +23,5 @@ __all__ = [
     "TDLambdaEstimator",
     "VTrace",
     "ValueEstimatorBase",
+    "check_finite",
 ]

@@ -14,6 +14,7 @@ from tritonrl.objectives.validity import hide_invalid
 
 from .chunks import Chunking
 from .coefficients import EstimatorCoefficients
+from .finite_check import finite, finite_steps
 from .keyed import KeyedEstimator
 from .keys import next_key
 from .network_inputs import read_network_inputs
@@ -174,6 +175,8 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
             RuntimeError: if there is no batch dimension, ``time_dim`` is not one, or shapes do not match.
             KeyError: if an entry is missing.
             ValueError: if ``target_params`` comes without ``params``, or a value is missing without a value network.
+            FloatingPointError: for NaN or infinity within
+                :func:`~tritonrl.objectives.value.estimators.finite_check.check_finite`.
         """
         if tensordict.batch_dims < 1:
             raise RuntimeError(
@@ -186,7 +189,7 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         with torch.set_grad_enabled(self.differentiable):
             data = self._without_padding(tensordict)
             steps, written = self._steps(data, params, target_params, time_dim, skip)
-            written |= self._results(steps, data)
+            written |= finite(self._results(steps, data))
         return write_entries(tensordict, written)
 
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
@@ -220,6 +223,11 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         """The steps, of which those in the padding do not count."""
         return steps if self.valid_key is None else keep_valid(steps, read_valid(tensordict, self.valid_key))
 
+    def _names_of_inputs(self) -> dict[str, NestedKey]:
+        """What the steps read from the rollout go by there, but for the value, which not every call reads."""
+        keys = self.tensor_keys
+        return {"gamma": "gamma", "reward": next_key(keys.reward), "next_value": next_key(keys.value)}
+
     def _time_axis(self, tensordict: TensorDictBase, time_dim: int | None) -> int:
         return resolve_time_dim(tensordict, self.time_dim if time_dim is None else time_dim)
 
@@ -246,6 +254,7 @@ class ValueEstimatorBase(EstimatorCoefficients, KeyedEstimator):
         detached = values.next_value.detach()
         gamma = self._discount(tensordict, signals.reward, values.value, detached)
         steps = self._kept(Steps(gamma, *signals, values.value, detached, axis, values.valid), tensordict)
+        steps = finite_steps(steps, {**self._names_of_inputs(), "value": keys.value})
         if values.valid is not None and steps.valid is not None:
             written[SHIFTED_VALID_KEY] = steps.valid
         return steps, written

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import skip_existing
+from tensordict.utils import expand_right
 from torch import Tensor
 
+from tritonrl.kernels import standardise
+from tritonrl.objectives.value._gae import gae_with_moments
 from tritonrl.objectives.value.functional import generalized_advantage_estimate
 from tritonrl.objectives.value.registry import ValueEstimators, register_value_estimator
 
 from .base import ValueEstimatorBase
+from .finite_check import finite
 from .keys import next_key
 from .options import EstimatorOptions
+from .shifted import SHIFTED_VALID_KEY
 from .signals import Steps, check_shapes, read_entry, write_entries, zero_where_invalid
 
 __all__ = ["GAE"]
@@ -63,6 +68,9 @@ class GAE(ValueEstimatorBase):
         torch.Size([4, 8, 1])
     """
 
+    _is_one_sample: ClassVar[bool] = True
+    """Whether ``average_gae`` takes all advantages together."""
+
     def __init__(
         self,
         *,
@@ -107,30 +115,55 @@ class GAE(ValueEstimatorBase):
         data = self._without_padding(tensordict)
         steps, written = self._steps(data, params, target_params, time_dim, skip_existing(), next_value)
         _, target = self._advantage_and_target(steps, data)
+        finite({self.tensor_keys.value_target: target})
         write_entries(tensordict, written)
         return target
 
     def _results(self, steps: Steps, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
-        advantage, target = self._advantage_and_target(steps, tensordict)
-        if self.average_gae:
-            advantage = self._standardised_advantage(advantage, MIN_STD, steps, tensordict)
+        if self.average_gae and self._moments_come_along(steps, tensordict):
+            advantage, target = self._standardised_on_the_way(steps, tensordict)
+        else:
+            advantage, target = self._advantage_and_target(steps, tensordict)
+            if self.average_gae:
+                advantage = self._standardised_advantage(advantage, MIN_STD, steps, tensordict)
         return {self.tensor_keys.advantage: advantage, self.tensor_keys.value_target: target}
 
     def _advantage_and_target(self, steps: Steps, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        if self.auto_reset_env:
-            steps = self._bootstrap_from_own_value(steps, tensordict)
-        lmbda = self._coefficient("lmbda", steps.reward, steps.value, steps.next_value)
+        steps, lmbda = self._steps_and_lmbda(steps, tensordict)
         advantage, target = generalized_advantage_estimate(
-            steps.gamma,
-            lmbda,
-            steps.value,
-            steps.next_value,
-            steps.reward,
-            steps.done,
-            steps.terminated,
+            *(steps.gamma, lmbda, steps.value, steps.next_value, steps.reward, steps.done, steps.terminated),
             time_dim=steps.time_dim,
         )
         return zero_where_invalid(advantage, steps.valid), zero_where_invalid(target, steps.valid)
+
+    def _steps_and_lmbda(self, steps: Steps, tensordict: TensorDictBase) -> tuple[Steps, Tensor]:
+        if self.auto_reset_env:
+            steps = self._bootstrap_from_own_value(steps, tensordict)
+        return steps, self._coefficient("lmbda", steps.reward, steps.value, steps.next_value)
+
+    def _moments_come_along(self, steps: Steps, tensordict: TensorDictBase) -> bool:
+        """Whether the kernel's own moments are those to standardise with: of one sample, which is that of this call, and
+        of no interest to a gradient (they have none) or to ``vmap`` (which would mix the batches up)."""
+        if not self._is_one_sample or self.group_key is not None:
+            return False
+        if steps.valid is None and tensordict.get(SHIFTED_VALID_KEY, None) is not None:
+            return False
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            return False
+        inputs = (steps.gamma, steps.reward, steps.value, steps.next_value, self.lmbda)
+        return not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+    def _standardised_on_the_way(self, steps: Steps, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Advantage, standardised by the moments that the kernel took in the same pass, and value target."""
+        steps, lmbda = self._steps_and_lmbda(steps, tensordict)
+        valid = None if steps.valid is None else expand_right(steps.valid, steps.reward.shape)
+        advantage, target, moments = gae_with_moments(
+            *(steps.gamma, lmbda, steps.value, steps.next_value, steps.reward, steps.done, steps.terminated),
+            time_dim=steps.time_dim,
+            valid=valid,
+        )
+        correction = 1 if valid is None else 0
+        return standardise(advantage, moments, valid=valid, eps=MIN_STD, correction=correction), target
 
     def _bootstrap_from_own_value(self, steps: Steps, tensordict: TensorDictBase) -> Steps:
         key = next_key("truncated")

@@ -48,6 +48,8 @@ class MultiAgentGAE(GAE):
         torch.Size([4, 8, 2, 1])
     """
 
+    _is_one_sample = False
+
     def __init__(self, *, agent_dim: int = -2, **options: Any) -> None:
         if isinstance(agent_dim, bool) or not isinstance(agent_dim, int):
             raise TypeError(f"agent_dim must be an integer, got {agent_dim!r} ({type(agent_dim).__name__}).")

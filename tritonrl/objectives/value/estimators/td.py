@@ -9,6 +9,7 @@ from tensordict.nn import skip_existing
 from torch import Tensor
 
 from .base import ValueEstimatorBase
+from .finite_check import finite, finite_steps
 from .keys import next_key
 from .network_inputs import read_network_inputs
 from .options import EstimatorOptions
@@ -80,8 +81,10 @@ class TDEstimatorBase(ValueEstimatorBase):
         self._check_signals(signals, next_value)
         gamma = self._discount(data, signals.reward, next_value)
         steps = self._kept(Steps(gamma, *signals, next_value, next_value, axis), data)
+        steps = finite_steps(steps, self._names_of_inputs())
         steps, written = self._with_average_rewards(steps, data)
         returns = self._returns(steps)
+        finite({**written, self.tensor_keys.value_target: returns})
         write_entries(tensordict, written)
         return returns
 
