@@ -1,153 +1,25 @@
-"""The PPO example: it trains, writes what it says, resumes bit for bit, and refuses bad arguments in one line."""
+"""The PPO example: it trains, writes what it says, resumes bit for bit, and refuses bad arguments in one line.
+
+What is not PPO's own in this (the loop, the logs, the command line) is shared by all examples and tested here for all.
+"""
 
 from __future__ import annotations
 
-import csv
-import importlib
 import json
 import math
-import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from gymnasium.utils import EzPickle
-from tensordict.nn import TensorDictModule
 
-from tritonrl.objectives.value import GAE
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-SHORT = ["--total-steps", "480", "--num-envs", "4", "--rollout-steps", "24", "--epochs", "2", "--minibatch-size", "40"]
-
-
-class Corridor(gym.Env):
-    """The observation counts the steps of the episode; every step pays 1. Action -1 (of -1, 0, 1) terminates."""
-
-    observation_space = gym.spaces.Box(0, np.inf, (1,), np.float32)
-    action_space = gym.spaces.Discrete(3, start=-1)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.position = 0
-        return np.array([0.0], np.float32), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        assert self.action_space.contains(action)
-        self.position += 1
-        return np.array([self.position], np.float32), 1.0, bool(np.all(action == -1)), False, {}
-
-
-class Forgetful(Corridor, EzPickle):
-    """Like MuJoCo's environments: pickling keeps the constructor's arguments and nothing else."""
-
-    position = 0
-
-
-class Unbounded(Corridor):
-    """Two actions without bounds, and one that has them."""
-
-    action_space = gym.spaces.Box(
-        np.array([-np.inf, 0, 10], np.float32), np.array([np.inf, np.inf, 20], np.float32), dtype=np.float32
-    )
-
-
-class ManyButtons(Corridor):
-    """Actions of a kind that the examples don't support."""
-
-    action_space = gym.spaces.MultiDiscrete([2, 3])  # type: ignore[assignment]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environments() -> Iterator[None]:
-    for cls in (Corridor, Forgetful, Unbounded, ManyButtons):
-        gym.register(f"tritonrl/{cls.__name__}-v0", cls, max_episode_steps=3)
-    yield
-    for cls in (Corridor, Forgetful, Unbounded, ManyButtons):
-        del gym.registry[f"tritonrl/{cls.__name__}-v0"]
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The example sets the number of torch's threads for its process, which here is everyone's."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def ppo() -> Iterator[Any]:
-    """The example as a module, imported as its own folder sees it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("ppo")
-        for name in ("ppo", "common"):
-            patch.delitem(sys.modules, name)
-
-
-@pytest.fixture(scope="module")
-def common(ppo: Any) -> Any:
-    return sys.modules["common"]
-
-
-def metrics(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-def assert_same(one: Any, other: Any) -> None:
-    """Equal to the last bit, through dicts, lists, tensors and arrays."""
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    elif isinstance(one, torch.Tensor | np.ndarray):
-        assert one.dtype == other.dtype
-        assert np.array_equal(np.asarray(one), np.asarray(other))
-    else:
-        assert one == other or (one != one and other != other)
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Same metrics, parameters, optimizer state, random numbers to come and episodes under way."""
-    assert metrics(one) == metrics(other)
-    states = [torch.load(folder / "checkpoint.pt", weights_only=False) for folder in (one, other)]
-    envs = [pickle.loads(state["collector"].pop("envs")) for state in states]
-    for name in ("agent", "collector", "torch_rng"):
-        assert_same(states[0][name], states[1][name])
-    for one_env, other_env in zip(*envs, strict=True):  # the bytes may differ with the order of what pickle remembers
-        one_env.action_space.seed(0)
-        for _ in range(30):
-            action = one_env.action_space.sample()
-            results = [env.step(action) for env in (one_env, other_env)]
-            assert_same(*results)
-            if results[0][2] or results[0][3]:
-                assert_same(*[env.reset() for env in (one_env, other_env)])
-
-
-def stop_after(ppo: Any, patch: pytest.MonkeyPatch, rows: int, stop: Callable[[], None]) -> None:
-    """Call ``stop`` in the middle of an iteration: right after its row was logged."""
-
-    class Log(ppo.RunLog):
-        def add(self, row: dict[str, float]) -> None:
-            super().add(row)
-            if len(self.rows) == rows:
-                stop()
-
-    patch.setattr(ppo, "RunLog", Log)
+from .runs import EXAMPLES, SHORT, assert_same_run, metrics, stop_after
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1"])
@@ -213,12 +85,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(ppo: Any, tmp
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_a_run_that_was_interrupted_and_resumed_equals_one_that_was_not(
-    ppo: Any, env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ppo: Any,
+    script: Callable[[str], Any],
+    env: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     short = [*SHORT, "--env", env]
     ppo.main([*short, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        stop_after(ppo, patch, 2, partial(signal.raise_signal, signal.SIGINT))
+        stop_after(script, patch, 2, partial(signal.raise_signal, signal.SIGINT))
         assert ppo.main([*short, "--out", str(tmp_path / "parts")]) == 130
     assert "--resume" in capsys.readouterr().out
     assert len(metrics(tmp_path / "parts")) == 2
@@ -227,14 +104,14 @@ def test_a_run_that_was_interrupted_and_resumed_equals_one_that_was_not(
 
 
 def test_rows_logged_after_the_last_checkpoint_of_a_crashed_run_are_not_logged_twice(
-    ppo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ppo: Any, script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash() -> None:
         raise MemoryError
 
     ppo.main([*SHORT, "--out", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        stop_after(ppo, patch, 3, crash)
+        stop_after(script, patch, 3, crash)
         with pytest.raises(MemoryError):
             ppo.main([*SHORT, "--out", str(tmp_path / "parts"), "--save-every", "2"])
     assert len(metrics(tmp_path / "parts")) == 3
@@ -242,7 +119,9 @@ def test_rows_logged_after_the_last_checkpoint_of_a_crashed_run_are_not_logged_t
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_second_interrupt_does_not_wait(ppo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_interrupt_does_not_wait(
+    ppo: Any, script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
@@ -250,7 +129,7 @@ def test_a_second_interrupt_does_not_wait(ppo: Any, tmp_path: Path, monkeypatch:
     ppo.main([*SHORT, "--out", str(tmp_path)])
     assert (tmp_path / "checkpoint.pt").exists()
     before = signal.getsignal(signal.SIGINT)
-    stop_after(ppo, monkeypatch, 2, twice)
+    stop_after(script, monkeypatch, 2, twice)
     assert ppo.main([*SHORT, "--out", str(tmp_path), "--overwrite", "--seed", "1"]) == 130
     assert not (tmp_path / "checkpoint.pt").exists()  # neither one of this run nor the overwritten run's
     assert signal.getsignal(signal.SIGINT) is before
@@ -269,12 +148,17 @@ def test_a_finished_run_resumes_with_more_steps_or_not_at_all(
 
 
 def test_where_environments_cannot_be_saved_a_resumed_run_says_so_and_starts_new_episodes(
-    ppo: Any, common: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    ppo: Any,
+    script: Callable[[str], Any],
+    common: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     assert common.pickles_exactly("tritonrl/Corridor-v0")
     assert not common.pickles_exactly("tritonrl/Forgetful-v0")
     with monkeypatch.context() as patch:
-        stop_after(ppo, patch, 2, partial(signal.raise_signal, signal.SIGINT))
+        stop_after(script, patch, 2, partial(signal.raise_signal, signal.SIGINT))
         ppo.main([*SHORT, "--env", "tritonrl/Forgetful-v0", "--out", str(tmp_path)])
     assert "cannot be saved" in capsys.readouterr().err
     assert ppo.main(["--resume", str(tmp_path)]) == 0
@@ -314,8 +198,9 @@ def test_ctrl_c_in_a_terminal_saves_and_leaves_with_130(tmp_path: Path) -> None:
     assert len(state["rows"]) == len(metrics(tmp_path))
 
 
-def test_the_example_needs_no_torchrl() -> None:
-    code = "import sys, ppo; sys.exit('torchrl' in sys.modules)"
+def test_no_example_needs_torchrl() -> None:
+    names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    code = f"import sys, {', '.join(names)}; sys.exit('torchrl' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, check=True, timeout=120)
 
 
@@ -381,105 +266,6 @@ def test_neither_a_run_nor_its_make_up_is_overwritten_by_mistake(
     assert metrics(tmp_path) == first
     ppo.main([*SHORT, *out, "--overwrite", "--seed", "1"])
     assert metrics(tmp_path) != first and len(metrics(tmp_path)) == 5
-
-
-class Policy:
-    """A stand-in for the actor that takes the given action of each step in every environment."""
-
-    def __init__(self, actions: list[int], num_envs: int) -> None:
-        self.actions, self.num_envs = iter(actions), num_envs
-
-    def get_dist(self, row: Any) -> Policy:
-        return self
-
-    def sample(self) -> torch.Tensor:
-        return torch.full((self.num_envs,), next(self.actions))
-
-    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        return torch.full((self.num_envs,), -0.5)
-
-
-def corridor(ppo: Any, common: Any, actions: list[int], num_envs: int) -> Any:
-    envs = common.make_envs(ppo.options(), "tritonrl/Corridor-v0", num_envs)
-    collector = common.Collector(envs, "tritonrl/Corridor-v0", len(actions), 1.0, "cpu")
-    collector.reset(0)
-    collector.collect(Policy(actions, num_envs))
-    return collector
-
-
-def test_a_truncated_step_leads_to_the_true_final_observation(ppo: Any, common: Any) -> None:
-    """Time limit 3. Action 0 of the policy is action -1 of the environment, which terminates."""
-    collector = corridor(ppo, common, [1, 2, 1, 1, 0, 2, 1], 2)
-    data = collector.data
-    for n in range(2):
-        assert data["observation"][:, n, 0].tolist() == [0, 1, 2, 0, 1, 0, 1]
-        assert data["next", "observation"][:, n, 0].tolist() == [1, 2, 3, 1, 2, 1, 2]
-        assert data["next", "done"][:, n, 0].tolist() == [False, False, True, False, True, False, False]
-        assert data["next", "terminated"][:, n, 0].tolist() == [False, False, False, False, True, False, False]
-    assert list(collector.finished) == [3, 3, 2, 2] and collector.episodes == 4
-    assert collector.returns.tolist() == [2, 2]
-
-
-def test_a_truncated_step_bootstraps_from_the_true_final_observation(ppo: Any, common: Any) -> None:
-    data = corridor(ppo, common, [1, 2, 1, 1, 0, 2, 1], 3).data
-    value = torch.nn.Linear(1, 1)
-    torch.nn.init.constant_(value.weight, 10.0)  # V(s) = 10 * steps + 1
-    torch.nn.init.ones_(value.bias)
-    critic = TensorDictModule(value, ["observation"], ["state_value"])
-    GAE(gamma=0.5, lmbda=0.0, value_network=critic, time_dim=0)(data)
-    # r + gamma V(s') - V(s), worked out by hand; step 2 is truncated at V = 31, step 4 terminated.
-    expected = [1 + 5.5 - 1, 1 + 10.5 - 11, 1 + 15.5 - 21, 1 + 5.5 - 1, 1 - 11, 1 + 5.5 - 1, 1 + 10.5 - 11]
-    torch.testing.assert_close(data["advantage"], torch.tensor(expected).view(7, 1, 1).expand(7, 3, 1))
-
-
-def test_a_rollout_is_time_first_contiguous_and_stays_in_one_place(ppo: Any, common: Any) -> None:
-    envs = common.make_envs(ppo.options(), "CartPole-v1", 5)
-    actor, critic = common.make_networks(envs, 8)
-    collector = common.Collector(envs, "CartPole-v1", 7, 0.5, "cpu")
-    collector.reset(0)
-    first = collector.collect(actor)
-    keys = ["observation", "action", "action_log_prob"]
-    keys += [("next", name) for name in ("observation", "reward", "done", "terminated")]
-    places = [first[key].data_ptr() for key in keys]
-    assert all(first[key].is_contiguous() and first[key].shape[:2] == (7, 5) for key in keys)
-    assert len(set(places)) == len(places)
-    critic(first)
-    second = collector.collect(actor)
-    assert [second[key].data_ptr() for key in keys] == places
-    assert "state_value" in first and "state_value" not in second
-    assert second["next", "reward"].eq(0.5).all()
-    # A step goes on where the one before it ended, unless it ended an episode.
-    goes_on = ~second["next", "done"][:-1, :, 0]
-    assert second["observation"][1:][goes_on].equal(second["next", "observation"][:-1][goes_on])
-
-
-def test_stored_log_probabilities_are_those_of_the_stored_actions(ppo: Any, common: Any) -> None:
-    for env_id, shape in (("CartPole-v1", (6, 3)), ("Pendulum-v1", (6, 3, 1)), ("tritonrl/Unbounded-v0", (6, 3, 3))):
-        envs = common.make_envs(ppo.options(), env_id, 3)
-        actor, _ = common.make_networks(envs, 8)
-        collector = common.Collector(envs, env_id, 6, 1.0, "cpu")
-        collector.reset(0)
-        data = collector.collect(actor)
-        assert data["action"].shape == shape
-        expected = actor.get_dist(data.clone()).log_prob(data["action"])
-        torch.testing.assert_close(data["action_log_prob"], expected)
-
-
-def test_box_actions_span_a_bounded_range_and_are_clipped_to_it(ppo: Any, common: Any) -> None:
-    envs = common.make_envs(ppo.options(), "Pendulum-v1", 5)
-    collector = common.Collector(envs, "Pendulum-v1", 1, 1.0, "cpu")
-    sent = collector.to_env(torch.tensor([[-3.0], [-1.0], [0.25], [1.0], [7.0]]))
-    assert sent.dtype == np.float32 and sent[:, 0].tolist() == [-2, -2, 0.5, 2, 2]
-    envs = common.make_envs(ppo.options(), "tritonrl/Unbounded-v0", 2)
-    collector = common.Collector(envs, "tritonrl/Unbounded-v0", 1, 1.0, "cpu")
-    sent = collector.to_env(torch.tensor([[-30.0, -3.0, -1.0], [50.0, 5.0, 0.0]]))
-    assert sent.tolist() == [[-30, 0, 10], [50, 5, 15]]
-
-
-def test_discrete_actions_start_where_the_space_starts(ppo: Any, common: Any) -> None:
-    envs = common.make_envs(ppo.options(), "tritonrl/Corridor-v0", 3)
-    collector = common.Collector(envs, "tritonrl/Corridor-v0", 1, 1.0, "cpu")
-    assert collector.to_env(torch.tensor([0, 1, 2])).tolist() == [-1, 0, 1]
 
 
 def test_the_compiled_loss_trains_as_the_plain_one_does(
