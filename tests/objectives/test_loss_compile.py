@@ -117,17 +117,22 @@ def test_the_soft_update_compiles() -> None:
     torch.testing.assert_close(target, torch.full_like(target, 0.4375))
 
 
-def test_the_hard_update_compiles() -> None:
-    loss = EverythingLoss()
-    updater = HardUpdate(loss, value_network_update_interval=1)
-    step = torch.compile(updater.step, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        loss.net_params["module", "0", "weight"].fill_(1.0)
-    target = loss.target_net_params["module", "0", "weight"]
-    step()
-    assert not torch.equal(target, torch.ones_like(target))
-    step()
-    assert torch.equal(target, torch.ones_like(target))
+def test_the_hard_update_compiles_into_one_graph_whether_it_copies_or_not() -> None:
+    compiled, eager = EverythingLoss(), EverythingLoss()
+    updaters = [HardUpdate(loss, value_network_update_interval=2) for loss in (compiled, eager)]
+    step = torch.compile(updaters[0].step, fullgraph=True, backend="aot_eager")
+    targets = [loss.target_net_params["module", "0", "weight"] for loss in (compiled, eager)]
+    for count in range(7):
+        for loss in (compiled, eager):
+            with torch.no_grad():
+                loss.net_params["module", "0", "weight"].fill_(float(count))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            step()
+        updaters[1].step()
+        assert updaters[0].counter == updaters[1].counter == (count + 1) % 3
+        copied = count // 3 * 3 - 1 if (count + 1) % 3 else count
+        for target in targets:
+            assert copied < 0 or torch.equal(target, torch.full_like(target, float(copied)))
 
 
 def test_loss_gradient_and_target_update_in_one_graph_train_as_in_eager_mode() -> None:

@@ -41,6 +41,7 @@ class CoefficientBuffers(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        persistent: bool = True,
     ) -> None:
         """Register ``value`` as the buffer ``name``; None is stored as a plain attribute.
 
@@ -50,6 +51,8 @@ class CoefficientBuffers(nn.Module):
             device: device of the buffer.
             dtype: dtype of the buffer; for a number torch's default float type if None, an int included: an integer
                 buffer would silently round what a schedule assigns later.
+            persistent: whether the state dict holds it. TorchRL keeps some coefficients as plain attributes; as
+                persistent buffers they would be missing from its state dicts.
 
         Raises:
             ValueError: if ``value`` is a bool, not a number, or a tensor with more than one element.
@@ -61,10 +64,21 @@ class CoefficientBuffers(nn.Module):
         if not (_is_number(value) or is_scalar_tensor):
             raise ValueError(f"{name} must be a float or a scalar tensor, got {value!r}.")
         # A copy: the caller's tensor, or its graph, is not the schedule's to write into.
-        data = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+        data = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=dtype)
         # A number stored under None earlier lives in __dict__, and register_buffer refuses to shadow it.
         self.__dict__.pop(name, None)
-        self.register_buffer(name, data.reshape(()).to(device=device, dtype=dtype))
+        self.register_buffer(name, data.reshape(()).to(device=device, dtype=dtype), persistent=persistent)
+
+    def _register_unsaved_coefficients(self, **values: float | Tensor | None) -> None:
+        """Coefficients that TorchRL keeps as plain attributes, and hence not in its state dicts.
+
+        They can be scheduled like all others (name them in ``_schedulable_buffers``). Their dtype is the one of the
+        parameters: double-precision networks see the exact number.
+        """
+        parameter = next(self.parameters(), None)
+        dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
+        for name, value in values.items():
+            self.register_coeff_buffer(name, value, device=device, dtype=dtype, persistent=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self)._all_schedulable_buffers and _is_number(value):

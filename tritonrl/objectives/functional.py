@@ -57,7 +57,7 @@ def _select_one_hot(log_policy: Tensor, action: Tensor, inplace: bool) -> Tensor
         raise TypeError(f"a one-hot action must be bool, long or uint8, got {action.dtype}")
     chosen = action if action.dtype is torch.bool else action == 1
     # A row is one-hot if its only non-zero entry is a 1.
-    _assert_all(
+    assert_all(
         ((action != 0).sum(-1) == 1) & (chosen.sum(-1) == 1),
         "action must be a one-hot encoding: a row does not hold exactly one 1 and zeros otherwise",
     )
@@ -65,7 +65,7 @@ def _select_one_hot(log_policy: Tensor, action: Tensor, inplace: bool) -> Tensor
     return selected.sum(-1)
 
 
-def _assert_all(condition: Tensor, message: str) -> None:
+def assert_all(condition: Tensor, message: str) -> None:
     """Raise ``RuntimeError`` unless ``condition`` holds everywhere, without a wait for the device or a graph break."""
     if not torch.compiler.is_compiling():
         # The assertion has no vmap rule, and needs none: what holds for all entries holds for those of each example.

@@ -19,6 +19,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from tritonrl.objectives.common import LossModule
+from tritonrl.objectives.critic_loss import required_entry
 from tritonrl.objectives.distance_loss import distance_loss
 from tritonrl.objectives.ensemble import EnsembleCall
 from tritonrl.objectives.functional_params import swap_params
@@ -31,6 +32,8 @@ from tritonrl.objectives.value.registry import ValueEstimators
 __all__ = ["OffPolicyLoss"]
 
 SCALAR_OUTPUT_MODES = ("exclude", "non_tensor")
+
+_NOT_WRITTEN = "it is the value key of the loss, but the critic did not write it (set_keys names another entry)"
 
 
 class OffPolicyLoss(LossModule):
@@ -53,13 +56,14 @@ class OffPolicyLoss(LossModule):
         priority: NestedKey = "td_error"
         priority_weight: NestedKey = "priority_weight"
 
-    default_keys = _AcceptedKeys
+    default_keys: ClassVar[type[Any]] = _AcceptedKeys
     default_value_estimator: ClassVar[ValueEstimators] = ValueEstimators.TD0
     SUPPORTED_VALUE_ESTIMATORS: ClassVar[tuple[ValueEstimators, ...]] = (
         ValueEstimators.TD0,
         ValueEstimators.TD1,
         ValueEstimators.TDLambda,
     )
+    actor_network: TensorDictModuleBase
     loss_function: str
     scalar_output_mode: str | None = None
 
@@ -107,22 +111,55 @@ class OffPolicyLoss(LossModule):
                 yield key
                 yield next_key(key)
 
-    def _transition_keys(self) -> Iterator[NestedKey]:
-        """The action, and how the step ended."""
+    def _outcome_keys(self) -> Iterator[NestedKey]:
+        """What the step brought, and how it ended."""
         keys = self.tensor_keys
-        yield from as_key_list(keys.action)
         yield from (next_key(key) for key in (keys.reward, keys.done, keys.terminated))
+
+    def _transition_keys(self) -> Iterator[NestedKey]:
+        """The action, what it brought, and how the step ended."""
+        yield from as_key_list(self.tensor_keys.action)
+        yield from self._outcome_keys()
+
+    def _build_in_keys(self) -> None:
+        super()._build_in_keys()
+        # Called once the constructor is through. The estimator is built there too: the first call may be a compiled
+        # one, inside which no module can be built.
+        self._build_estimator_early()
+
+    def _made_by_actor(self) -> set[NestedKey]:
+        """Entries of the next step that the actor computes anew: they are not read from the data."""
+        actor = self.actor_network
+        action = as_key_list(getattr(self.tensor_keys, "action", []))
+        return {*getattr(actor, "out_keys", ()), *action} - set(actor.in_keys)
+
+    def _input_keys(self, *networks: TensorDictModuleBase) -> Iterator[NestedKey]:
+        """What the actor and the other networks read, at this step and, unless the actor makes it, at the next."""
+        yield from self._network_in_keys(self.actor_network)
+        made = self._made_by_actor()
+        for network in networks:
+            for key in network.in_keys:
+                yield key
+                if key not in made:
+                    yield next_key(key)
 
     # -- data -----------------------------------------------------------------------------------------------------
 
-    def _prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """A shallow, detached copy of the data, in which no NaN or infinity is left behind a validity mask."""
-        data = tensordict.detach().copy()
+    def _prepare(self, tensordict: TensorDictBase, *, detach: bool = True) -> TensorDictBase:
+        """A shallow copy of the data, in which no NaN or infinity is left behind a validity mask.
+
+        Args:
+            tensordict: the data; not written to.
+            detach: cut off the graph that the data may come with (an encoder outside the loss).
+        """
+        data = tensordict.detach().copy() if detach else tensordict.copy()
         hide_invalid(data, self.in_keys, self._loss_mask_keys())
         return data
 
     @staticmethod
-    def _next_inputs(data: TensorDictBase, *networks: nn.Module, without: Iterable[NestedKey] = ()) -> TensorDictBase:
+    def _next_inputs(
+        data: TensorDictBase, *networks: TensorDictModuleBase, without: Iterable[NestedKey] = ()
+    ) -> TensorDictBase:
         """What the networks read of the next step, in a tensordict of its own, apart from the keys in ``without``.
 
         A NaN in it (the observation behind a done step that a collector did not keep) is replaced by the entry of this
@@ -138,7 +175,29 @@ class OffPolicyLoss(LossModule):
         """Run the network ``name`` (its own parameters unless others are given) on a shallow copy of ``inputs``."""
         network = getattr(self, name)
         with swap_params(getattr(self, f"{name}_params") if params is None else params, network):
-            return network(inputs.copy())
+            return network(inputs.select(*network.in_keys, strict=False))
+
+    def _acted_next(self, data: TensorDictBase, critic: TensorDictModuleBase) -> TensorDictBase:
+        """The next step, what ``critic`` reads of it included, with what the target actor does there."""
+        inputs = self._next_inputs(data, self.actor_network, critic, without=self._made_by_actor())
+        return inputs.update(self._call("actor_network", inputs, self.target_actor_network_params))
+
+    def _value_of(
+        self, name: str, inputs: TensorDictBase, params: TensorDictBase | None = None, key: NestedKey | None = None
+    ) -> Tensor:
+        """What one critic says about ``inputs``: ``[*B]``, or ``[*B, n]`` for one that values every action.
+
+        Args:
+            name: name of the critic.
+            inputs: what it reads, batch size ``[*B]``; not written to.
+            params: parameters; those that are trained if None.
+            key: the entry that it writes; ``state_action_value`` if None.
+
+        Raises:
+            KeyError: if the critic does not write that entry.
+        """
+        key = self.tensor_keys.state_action_value if key is None else key
+        return _without_feature_dim(required_entry(self._call(name, inputs, params), key, _NOT_WRITTEN), inputs.ndim)
 
     def _register_critics(
         self,
@@ -149,13 +208,21 @@ class OffPolicyLoss(LossModule):
         compare_against: Iterable[Tensor] | None = None,
         deactivate_vmap: bool = False,
         name: str = "qvalue_network",
+        expand_single: bool = True,
     ) -> None:
-        """Take an ensemble of critics over, as ``name``."""
+        """Take an ensemble of critics over, as ``name``.
+
+        Without ``expand_single`` an ensemble of one keeps its own parameters, without a leading dimension of 1.
+        """
         self.num_qvalue_nets = number
         self.deactivate_vmap = deactivate_vmap
         self._critics_name = name
+        expand_dim: int | None = number
+        if number == 1 and not expand_single:
+            expand_dim = None
+            critics = critics[0] if isinstance(critics, (list, tuple)) and len(critics) == 1 else critics
         self.convert_to_functional(
-            critics, name, expand_dim=number, create_target_params=delay, compare_against=compare_against
+            critics, name, expand_dim=expand_dim, create_target_params=delay, compare_against=compare_against
         )
         self._make_vmap()
 
@@ -175,15 +242,17 @@ class OffPolicyLoss(LossModule):
             inputs: what the critics read, batch size ``[*B]``; not written to.
             params: parameters; those that are trained if None.
             key: the entry that the critics write; ``state_action_value`` if None.
+
+        Raises:
+            KeyError: if the critics do not write that entry.
         """
         params = getattr(self, f"{self._critics_name}_params") if params is None else params
         key = self.tensor_keys.state_action_value if key is None else key
+        if not params.batch_size:
+            return self._value_of(self._critics_name, inputs, params, key).unsqueeze(0)
         inputs = inputs.select(*getattr(self, self._critics_name).in_keys, strict=False)
-        if params.batch_size:
-            value = self._evaluate_critics(inputs, params).get(key)
-        else:
-            value = self._call(self._critics_name, inputs, params).get(key).unsqueeze(0)
-        return value.squeeze(-1) if value.shape[-1] == 1 and value.ndim > inputs.ndim + 1 else value
+        values = required_entry(self._evaluate_critics(inputs, params), key, _NOT_WRITTEN)
+        return _without_feature_dim(values, inputs.ndim + 1)
 
     # -- target ---------------------------------------------------------------------------------------------------
 
@@ -217,19 +286,24 @@ class OffPolicyLoss(LossModule):
     # -- result ---------------------------------------------------------------------------------------------------
 
     def _result(
-        self, losses: Mapping[str, Tensor], scalars: Mapping[str, Tensor], tensordict: TensorDictBase
+        self, losses: Mapping[str, Tensor], scalars: Mapping[str, Tensor], tensordict: TensorDictBase | None
     ) -> TensorDictBase:
         """The output: losses and metrics as they are, scalars as ``scalar_output_mode`` says.
 
         Args:
             losses: reduced terms, or element-wise ones of shape ``[*B]`` with ``reduction="none"``.
             scalars: 0-dim metrics.
-            tensordict: the data, for the batch size.
+            tensordict: the data, for the batch size; None where the losses have dimensions in front of it.
         """
         if self.reduction != "none":
             return TensorDict({**losses, **scalars})
-        out = TensorDict(dict(losses), batch_size=tensordict.batch_size)
+        out = TensorDict(dict(losses), batch_size=None if tensordict is None else tensordict.batch_size)
         if self.scalar_output_mode == "non_tensor":
             for key, value in scalars.items():
                 out.set_non_tensor(key, value)
         return out
+
+
+def _without_feature_dim(value: Tensor, batch_dims: int) -> Tensor:
+    """``[*B, 1]`` to ``[*B]``; the values of several actions, ``[*B, n]``, stay."""
+    return value.squeeze(-1) if value.ndim == batch_dims + 1 and value.shape[-1] == 1 else value

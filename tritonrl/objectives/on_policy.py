@@ -19,6 +19,7 @@ from tensordict.nn import CompositeDistribution, TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
 
+from tritonrl.objectives.actor_keys import ActorKeys
 from tritonrl.objectives.advantage import align_advantage, normalize_advantage
 from tritonrl.objectives.common import LossModule
 from tritonrl.objectives.critic_loss import critic_distance, required_entry
@@ -44,7 +45,7 @@ class AdvantageNorm(Protocol):
         """The standard deviation of the targets, broadcastable to the advantage."""
 
 
-class OnPolicyLoss(LossModule):
+class OnPolicyLoss(ActorKeys, LossModule):
     """Base of PPO, A2C and REINFORCE. Subclasses call the three ``_register`` methods and write ``forward``."""
 
     @dataclass
@@ -124,19 +125,8 @@ class OnPolicyLoss(LossModule):
         else:
             self.critic_network = critic
             self._shared_names = tuple(name for name, p in critic.named_parameters() if id(p) in shared)
-        self._read_actor_keys()
+        self._read_actor_keys(actor, log_prob="sample_log_prob")
         self._build_estimator_early()
-
-    def _read_actor_keys(self) -> None:
-        """The entries that this actor writes; several for a composite action."""
-        for role, attribute in (("action", "dist_sample_keys"), ("sample_log_prob", "log_prob_keys")):
-            keys = [unravel_key(key) for key in getattr(self.actor_network, attribute, None) or ()]
-            if keys:
-                setattr(self._tensor_keys, role, keys if len(keys) > 1 else keys[0])
-        self._actor_keys = {role: getattr(self._tensor_keys, role) for role in ("action", "sample_log_prob")}
-
-    def _default_key(self, name: str) -> NestedKey | list[NestedKey]:
-        return self._actor_keys[name] if name in self._actor_keys else super()._default_key(name)
 
     def _register_critic_options(
         self, loss_critic_type: str, clip_value: float | Tensor | None, device: torch.device | None = None

@@ -203,14 +203,32 @@ class HardUpdate(TargetNetUpdater):
     def __init__(self, loss_module: LossModule, *, value_network_update_interval: int = 1000) -> None:
         super().__init__(loss_module)
         self.value_network_update_interval = value_network_update_interval
-        self.counter = 0
+        # A tensor, because a Python number would be a constant of a compiled training step, and a new one compile it
+        # again. On the CPU, because reading it there waits for nobody.
+        self._counter = torch.zeros((), dtype=torch.int64, device="cpu")
+
+    @property
+    def counter(self) -> int:
+        """Steps since the last copy."""
+        return int(self._counter)
+
+    @counter.setter
+    def counter(self, value: int) -> None:
+        self._counter.fill_(value)
 
     def _step(self, trainable: list[Pair], others: list[Pair]) -> None:
-        if self.counter == self.value_network_update_interval:
+        due = self._counter == self.value_network_update_interval
+        if torch.compiler.is_compiling():
+            self._copy_where(due, trainable + others)
+        elif due:
             self._copy(trainable + others)
-            self.counter = 0
-        else:
-            self.counter += 1
+        self._counter.add_(1).mul_(~due)
+
+    @staticmethod
+    def _copy_where(due: Tensor, pairs: list[Pair]) -> None:
+        """Copy or not, decided by selection: a graph has no branches."""
+        for target, source in pairs:
+            target.copy_(torch.where(due.to(target.device), source, target))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the updater itself, the counter included."""

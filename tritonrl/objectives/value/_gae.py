@@ -113,7 +113,11 @@ def gae_with_moments(
     done, terminated = check_steps(time_dim, reward, done, terminated, values)
     gamma, lmbda = align("gamma", gamma, reward, time_dim), align("lmbda", lmbda, reward, time_dim)
     return gae(
-        *(reward, state_value, next_state_value, done, terminated),
+        reward,
+        state_value,
+        next_state_value,
+        done,
+        terminated,
         gamma=gamma,
         lmbda=lmbda,
         time_dim=time_dim,

@@ -10,12 +10,6 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import (
-    NormalParamExtractor,
-    ProbabilisticTensorDictModule,
-    ProbabilisticTensorDictSequential,
-    TensorDictModule,
-)
 from torch import nn
 
 from tritonrl.objectives import ClipPPOLoss, ValueEstimators
@@ -23,12 +17,12 @@ from tritonrl.objectives.value import GAE, MultiAgentGAE, TD0Estimator, TD1Estim
 
 from ...ppo_cases import (
     composite_actor,
-    diagonal_normal,
     gradients,
     make_critic,
-    mlp,
     normal_actor,
     rollout,
+    team_networks,
+    team_rollout,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -212,36 +206,6 @@ def check_same_as_eager(loss: ClipPPOLoss, whole: Any, data: TensorDict, network
 
 
 # Agents ---------------------------------------------------------------------------------------------------------------
-
-
-def team_networks() -> tuple[Any, TensorDictModule]:
-    torch.manual_seed(2)
-    params = TensorDictModule(
-        nn.Sequential(mlp(4, 6), NormalParamExtractor()),
-        [("agents", "observation")],
-        [("agents", "loc"), ("agents", "scale")],
-    )
-    draw = ProbabilisticTensorDictModule(
-        {"loc": ("agents", "loc"), "scale": ("agents", "scale")},
-        [("agents", "action")],
-        distribution_class=diagonal_normal,
-        return_log_prob=True,
-        log_prob_key=("agents", "log_prob"),
-    )
-    critic = TensorDictModule(mlp(4, 1), [("agents", "observation")], [("agents", "state_value")])
-    return ProbabilisticTensorDictSequential(params, draw), critic
-
-
-def team_rollout(actor: Any, seed: int = 3) -> TensorDict:
-    torch.manual_seed(seed)
-    done = torch.rand(5, 7, 1) < 0.2
-    step = {"reward": torch.randn(5, 7, 1), "done": done, "terminated": done & (torch.rand(5, 7, 1) < 0.5)}
-    agents = {"observation": torch.randn(5, 7, 3, 4)}
-    data = TensorDict({"agents": agents, "next": {"agents": {"observation": torch.randn(5, 7, 3, 4)}, **step}}, [5, 7])
-    with torch.no_grad():
-        actor(data)
-        data["agents", "log_prob"] = data["agents", "log_prob"] - 0.1
-    return data
 
 
 def team_loss(actor: Any, critic: Any, **options: Any) -> ClipPPOLoss:

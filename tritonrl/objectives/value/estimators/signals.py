@@ -80,15 +80,23 @@ def stored_value(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     return value
 
 
-def read_signals(tensordict: TensorDictBase, keys: AcceptedKeys) -> Signals:
+def read_signals(tensordict: TensorDictBase, keys: AcceptedKeys, *, need_done: bool = True) -> Signals:
     """Reward, done and terminated of the next step; a missing ``terminated`` is ``done``.
+
+    Args:
+        tensordict: a rollout.
+        keys: what the entries are called.
+        need_done: whether the end of a trajectory matters. If not, ``terminated`` takes the place of a missing ``done``.
 
     Raises:
         KeyError: if the reward or ``done`` is missing.
     """
     reward = read_entry(tensordict, next_key(keys.reward), "reward")
-    done = read_entry(tensordict, next_key(keys.done), "done flag")
     terminated = tensordict.get(next_key(keys.terminated), None)
+    if not need_done and terminated is not None:
+        done = tensordict.get(next_key(keys.done), terminated)
+    else:
+        done = read_entry(tensordict, next_key(keys.done), "done flag")
     return Signals(reward, done, done if terminated is None else terminated)
 
 

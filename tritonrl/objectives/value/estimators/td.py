@@ -31,6 +31,7 @@ class TDEstimatorBase(ValueEstimatorBase):
     """
 
     _min_reward_std: ClassVar[float] = 1e-5
+    _needs_done: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class TDEstimatorBase(ValueEstimatorBase):
         """
         data = self._without_padding(tensordict)
         axis = self._time_axis(data, time_dim)
-        signals = read_signals(data, self.tensor_keys)
+        signals = read_signals(data, self.tensor_keys, need_done=self._needs_done)
         if next_value is None:
             next_value = self._next_value(data, target_params)
         signals = self._fit_signals(signals, next_value)

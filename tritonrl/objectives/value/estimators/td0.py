@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -40,6 +40,8 @@ class TD0Estimator(TDEstimatorBase):
         >>> bool((TD0Estimator(gamma=0.99, value_network=critic)(rollout)["value_target"] == 1).all())
         True
     """
+
+    _needs_done: ClassVar[bool] = False  # One step ahead only termination matters.
 
     def __init__(
         self, *, gamma: float | Tensor, average_rewards: bool = False, **options: Unpack[EstimatorOptions]
