@@ -1,4 +1,4 @@
-"""Deep Q-learning, with a target network and optionally double."""
+"""Deep Q-learning, with a target network and optionally double (and, under TorchRL's import path, the distributional one)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tritonrl.modules.q_values import QValueActor
 from tritonrl.objectives.chosen_action_value import chosen_action_value, network_action_space
 from tritonrl.objectives.critic_loss import required_entry
+from tritonrl.objectives.distributional_dqn import DistributionalDQNLoss
 from tritonrl.objectives.off_policy import OffPolicyLoss
 
-__all__ = ["DQNLoss"]
+__all__ = ["DQNLoss", "DistributionalDQNLoss"]
 
 
 class DQNLoss(OffPolicyLoss):

@@ -19,7 +19,7 @@ from tritonrl.objectives.divergence import kl_between
 from tritonrl.objectives.log_weight import LogWeight
 from tritonrl.objectives.metrics import masked_mean
 from tritonrl.objectives.on_policy import AdvantageNorm
-from tritonrl.objectives.ppo import Metrics, PPOLoss
+from tritonrl.objectives.ppo_loss import Metrics, PPOLoss
 from tritonrl.objectives.snapshot import snapshot
 from tritonrl.objectives.validity import hide_invalid
 

@@ -60,6 +60,14 @@ def sample_policy(distribution: Distribution, action_key: NestedKey | list[Neste
                 f"the policy must be differentiable in its sample (rsample), which {type(head).__name__} is not; for "
                 "discrete actions there is DiscreteSACLoss"
             )
-    action = {key: head.rsample() for key, head in heads.items()}
-    log_probs = [sum_features(head.log_prob(action[key]), batch_dims) for key, head in heads.items()]
-    return PolicySample(action, reduce(torch.add, log_probs))
+    drawn = {key: _draw(head) for key, head in heads.items()}
+    log_probs = [sum_features(log_prob, batch_dims) for _, log_prob in drawn.values()]
+    return PolicySample({key: action for key, (action, _) in drawn.items()}, reduce(torch.add, log_probs))
+
+
+def _draw(head: Distribution) -> tuple[Tensor, Tensor]:
+    """A sample and its log-probability; together, where the distribution can, which is exact for a saturated sample."""
+    if hasattr(head, "rsample_and_log_prob"):
+        return head.rsample_and_log_prob()
+    action = head.rsample()
+    return action, head.log_prob(action)

@@ -1,4 +1,4 @@
-"""Soft actor-critic for continuous actions."""
+"""Soft actor-critic for continuous actions (and, under TorchRL's import path, the one for discrete actions)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from tritonrl.objectives.actor_keys import ActorKeys
+from tritonrl.objectives.discrete_sac import DiscreteSACLoss
 from tritonrl.objectives.ensemble import EnsembleCall
 from tritonrl.objectives.off_policy import OffPolicyLoss
 from tritonrl.objectives.policy_sample import PolicySample, sample_policy
 from tritonrl.objectives.soft_actor_critic import ActorTerm, CriticTerm, SoftActorCriticLoss
 from tritonrl.objectives.target_entropy import TargetEntropy
 
-__all__ = ["SACLoss"]
+__all__ = ["DiscreteSACLoss", "SACLoss"]
 
 
 class SACLoss(TargetEntropy, ActorKeys, SoftActorCriticLoss):

@@ -110,14 +110,14 @@ def gae_with_moments(
         :func:`tritonrl.kernels.standardise` takes, and have no gradient.
     """
     values = {"state_value": state_value, "next_state_value": next_state_value}
-    done, terminated = check_steps(time_dim, reward, done, terminated, values)
+    done, ended = check_steps(time_dim, reward, done, terminated, values)
     gamma, lmbda = align("gamma", gamma, reward, time_dim), align("lmbda", lmbda, reward, time_dim)
     return gae(
         reward,
         state_value,
         next_state_value,
         done,
-        terminated,
+        ended,
         gamma=gamma,
         lmbda=lmbda,
         time_dim=time_dim,
