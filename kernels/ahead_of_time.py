@@ -12,11 +12,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -78,6 +79,31 @@ class _Signature:
         return "fp32"
 
 
+class _Source(ASTSource):
+    """A kernel whose Python is read once: what the front of the compiler makes of it is the same for every GPU.
+
+    It takes most of the time. The text of the last one is kept, for who compiles one kernel for several GPUs in a row.
+    """
+
+    _kept: ClassVar[tuple[str, str]] = ("", "")
+
+    def make_ir(self, target: Any, options: Any, codegen_fns: Any, module_map: Any, context: Any) -> Any:
+        """The module that ``ASTSource`` makes, from its text where that is known."""
+        key, text = f"{self.hash()} {options.num_warps}", None
+        if _Source._kept[0] == key:
+            text = _Source._kept[1]
+        if text is None:
+            module = super().make_ir(target, options, codegen_fns, module_map, context)
+            _Source._kept = (key, str(module))
+            return module
+        with tempfile.NamedTemporaryFile("w", suffix=".ttir") as file:
+            file.write(text)
+            file.flush()
+            module = ir.parse_mlir_module(file.name, context)
+        module.context = context
+        return module
+
+
 def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 132) -> Compiled:
     """Compile the kernel that ``op`` would launch for ``args`` on a GPU of this compute capability (80, 90, 100).
 
@@ -100,7 +126,7 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
             signature.constants[(i,)] = given[name]
         else:
             types[name] = signature.of(given[name], (i,))
-    source = ASTSource(fn=kernel, signature=types, constexprs=signature.constants, attrs=signature.attributes)
+    source = _Source(fn=kernel, signature=types, constexprs=signature.constants, attrs=signature.attributes)
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(source, target=target, options=compiler_options(prepared.plan))
     accesses = Counter(re.findall(r"\b((?:ld|st)\.global[.\w]*)", compiled.asm["ptx"]))

@@ -94,7 +94,9 @@ def _prepare(
     widest = max(x.element_size() for x in [*moved, *outputs])
     untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
-    streams = kinds.count(_STEPS) + len(outputs)
+    streams = (
+        kinds.count(_STEPS) + len(outputs) + (2 if recurrence.moments else 0)
+    )  # mean and M2 stand in registers too
     steps_strides = [*untapped, *out_strides]
     considered = (sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
     plan = choose_plan(*considered)
@@ -134,47 +136,43 @@ def _arguments(
     carry_strides: Strides,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run-time sizes and strides, and the constants, in the form that the kernel of this strategy takes them."""
-    if plan.strategy == "lanes":
-        arguments = {
-            "strides": tuple((0, 0, 0) if s is None else s for s in by_input),
-            "out_strides": tuple(by_output),
-            "carry_strides": (carry_strides[0], carry_strides[2]),
-            "lane_count": sizes.lanes,
-            "inner_size": sizes.inner,
-            "steps": sizes.steps,
-        }
-        return arguments, {"STRIP": plan.lanes, "UNROLL": plan.unroll, "BY_OUTER": plan.by_outer}
-    units = tuple(plan.vector if s is not None and _in_vectors(s, plan.vector) else 1 for s in by_input)
-    out_units = tuple(plan.vector if _in_vectors(s, plan.vector) else 1 for s in by_output)
-    arguments = {
+    units = tuple(_ONES if s is None else _units(s, plan) for s in by_input)
+    out_units = tuple(_units(s, plan) for s in by_output)
+    arguments: dict[str, Any] = {
         "strides": tuple((0, 0, 0) if s is None else _counted(s, u) for s, u in zip(by_input, units, strict=True)),
         "out_strides": tuple(_counted(s, u) for s, u in zip(by_output, out_units, strict=True)),
         "carry_strides": (carry_strides[0], carry_strides[2]),
-        "lanes": sizes.lanes,
-        "inner_size": sizes.inner,
-        "vectors": sizes.steps // plan.vector,
+        "inner_size": sizes.inner // plan.width,
     }
+    constants: dict[str, Any] = {"UNITS": units, "OUT_UNITS": out_units, "WIDTH": plan.width}
+    lanes = sizes.lanes // plan.width
+    if plan.strategy == "lanes":
+        arguments |= {"lane_count": lanes, "steps": sizes.steps}
+        return arguments, constants | {"STRIP": plan.lanes, "UNROLL": plan.unroll, "BY_OUTER": plan.by_outer}
+    vectors = sizes.steps // plan.vector
+    arguments |= {"lanes": lanes, "vectors": vectors}
+    constants |= {"V": plan.vector, "ROWS": plan.lanes, "Q": plan.vectors, "SINGLE": sizes.outer == 1}
+    constants["STACKED"] = plan.stacked
     if plan.strategy == "split":
         arguments["blocks"] = ceil_div(sizes.lanes, plan.lanes)
-    constants: dict[str, Any] = {
-        "UNITS": units,
-        "OUT_UNITS": out_units,
-        "V": plan.vector,
-        "ROWS": plan.lanes,
-        "Q": plan.vectors,
-    }
-    if plan.strategy == "split":
-        constants["LAZY"] = False
-    return arguments, constants
+        return arguments, constants | {"LAZY": False}
+    return arguments, constants | {"CHUNKED": vectors > plan.vectors, "AHEAD": plan.ahead}
 
 
-def _in_vectors(strides: Strides, vector: int) -> bool:
-    """Whether rows of these strides start at multiples of a vector, so that the compiler may be told so."""
-    return strides[1] == 1 and strides[0] % vector == 0 and strides[2] % vector == 0
+_ONES = (1, 1, 1)
 
 
-def _counted(strides: Strides, unit: int) -> Strides:
-    return strides[0] // unit, strides[1], strides[2] // unit
+def _units(strides: Strides, plan: Plan) -> Strides:
+    """What the strides of a tensor are counted in: where they are multiples of an access, the compiler may be told so."""
+    along = 1 if strides[1] == 1 else 2 if strides[2] == 1 else 0
+    unit = (1, plan.vector, plan.width)[along]
+    if any(s % unit for i, s in enumerate(strides) if i != along):
+        return _ONES
+    return tuple(1 if i == along else unit for i in range(3))  # type: ignore[return-value]
+
+
+def _counted(strides: Strides, units: Strides) -> Strides:
+    return tuple(s // u for s, u in zip(strides, units, strict=True))  # type: ignore[return-value]
 
 
 _prepared: dict[Any, Prepared] = {}

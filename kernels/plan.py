@@ -16,9 +16,11 @@ from .tables import Table, table_for
 class Plan(NamedTuple):
     """How a kernel is launched.
 
-    ``strategy``: ``"rows"`` (time contiguous: tiles of ``lanes`` rows x ``vectors`` vectors of ``vector`` steps, one after
-    the other), ``"lanes"`` (strips of ``lanes`` lanes, ``unroll`` steps in flight) or ``"split"`` (the tiles of rows, all at
-    once). ``by_outer``: the strips do not cross the outer index.
+    ``strategy``: ``"rows"`` (tiles of ``lanes`` lanes x ``vectors`` vectors of ``vector`` steps, one after the other),
+    ``"lanes"`` (strips of ``lanes`` lanes, ``unroll`` steps in flight) or ``"split"`` (the tiles of rows, all at once).
+    ``by_outer``: the strips do not cross the outer index. ``width``: how many neighbouring lanes one access takes where lanes
+    are contiguous, and then vectors are ``stacked``: their steps lie apart. Where time is contiguous, an access takes a vector.
+    ``ahead``: in rows, the next tile is fetched before one is computed.
     """
 
     strategy: str
@@ -29,6 +31,9 @@ class Plan(NamedTuple):
     vectors: int = 1
     unroll: int = 1
     by_outer: bool = False
+    width: int = 1
+    stacked: bool = False
+    ahead: bool = False
 
 
 def next_power_of_two(n: int) -> int:
@@ -41,13 +46,20 @@ def ceil_div(n: int, d: int) -> int:
     return -(-n // d)
 
 
-def vector_width(steps: int, strides: Sequence[Strides], widest_item: int) -> int:
-    """How many neighbouring steps fit a 16-byte access of the widest dtype, and keep every row aligned."""
-    contiguous = [s for s in strides if s[1] == 1]
-    vector = min(8, max(1, 16 // widest_item))
-    while vector > 1 and (steps % vector or any(s[0] % vector or s[2] % vector for s in contiguous)):
-        vector //= 2
-    return vector
+def access_width(extent: int, strides: Sequence[Strides], widest_item: int, along: int) -> int:
+    """How many neighbours fit a 16-byte access of the widest dtype, and keep every access aligned.
+
+    Args:
+        extent: how many neighbours there are.
+        strides: of everything that is read or written.
+        widest_item: bytes of the widest floating dtype.
+        along: which of the three strides the neighbours lie along: 1 for time, 2 for the inner lanes.
+    """
+    others = [s[i] for s in strides if s[along] == 1 for i in range(3) if i != along]
+    width = min(8, max(1, 16 // widest_item))
+    while width > 1 and (extent % width or any(s % width for s in others)):
+        width //= 2
+    return width
 
 
 def choose_plan(
@@ -84,38 +96,90 @@ def decide(
 ) -> tuple[Plan, str]:
     """:func:`choose_plan`, and why, in words."""
     table = table_for(device_name)
-    numbers = streams * (2 if widest_item > 4 else 1)
-    time_is_contiguous = out_strides[1] <= 1 and (sizes.steps > 1 or sizes.lanes == 1)
-    if time_is_contiguous:
-        vector = vector_width(sizes.steps, strides, widest_item)
-        per_thread = _power_of_two_within(table.registers // (vector * numbers), 1, table.rows_vectors)
-        plan = _rows(sizes, vector, per_thread, multiprocessors, table)
-        vectors = 32 * table.split_rows_warps * per_thread
-        enough = plan.grid[0] >= table.programs * multiprocessors
-        if not enough and sizes.steps >= table.split_tiles * vectors * vector:
-            why = (
-                f"time is contiguous, and {plan.grid[0]} programs that walk {sizes.steps} steps would leave most of "
-                f"{multiprocessors} multiprocessors idle: time is cut into tiles that run all at once"
-            )
-            return _split(sizes, 1, vector, vectors, table.split_rows_warps), why
-        why = "time is contiguous" + ("" if enough else ", and too short to be worth cutting into tiles")
-        return plan, why + _packed_rows(plan)
-    # A strip keeps but a few steps in flight: with few lanes the card is busy only when time is cut too.
-    if sizes.lanes < table.split_lanes * multiprocessors and sizes.steps >= table.split_steps:
-        rows = min(table.split_rows, next_power_of_two(sizes.lanes))
-        per_thread = _power_of_two_within(table.registers // numbers, 1, table.split_vectors)
-        warps = table.split_lanes_warps
+    moved = Moved(widest_item, streams)
+    if out_strides[1] <= 1 and (sizes.steps > 1 or sizes.lanes == 1):
+        return _along_time(sizes, strides, moved, multiprocessors, table)
+    return _along_lanes(sizes, strides, out_strides, moved, multiprocessors, table)
+
+
+class Moved(NamedTuple):
+    """What a step moves: ``streams`` inputs and outputs of ``item`` bytes at most."""
+
+    item: int
+    streams: int
+
+    @property
+    def numbers(self) -> int:
+        """Registers of 4 bytes for the data of a step."""
+        return self.streams * (2 if self.item > 4 else 1)
+
+    def fits_ahead(self, width: int, table: Table) -> bool:
+        """Whether the registers have room for a second tile, of ``width`` numbers an access.
+
+        Else a tile has so many streams that it alone is enough to have in flight.
+        """
+        return width * self.numbers <= table.ahead_numbers
+
+    @property
+    def loaded(self) -> int:
+        """Bytes that are read, roughly: half of the streams. Outputs are not, and flags are small (GAE: 14 of 28)."""
+        return self.streams * self.item // 2
+
+
+def _along_time(
+    sizes: Lanes, strides: Sequence[Strides], moved: Moved, multiprocessors: int, table: Table
+) -> tuple[Plan, str]:
+    vector = access_width(sizes.steps, strides, moved.item, 1)
+    per_thread = _power_of_two_within(table.registers // (vector * moved.numbers), 1, table.rows_vectors)
+    plan = _rows(sizes, vector, per_thread, multiprocessors, table)
+    chunked = sizes.steps > plan.vector * plan.vectors
+    plan = plan._replace(ahead=chunked and moved.fits_ahead(vector, table))
+    vectors = 32 * table.split_rows_warps * per_thread
+    enough = plan.grid[0] >= table.programs * multiprocessors
+    if not enough and sizes.steps >= table.split_tiles * vectors * vector:
         why = (
-            f"lanes are contiguous, but {sizes.lanes} of them are too few to keep {multiprocessors} multiprocessors busy "
-            f"for {sizes.steps} steps: time is cut into tiles that run all at once"
+            f"time is contiguous, and {plan.grid[0]} programs that walk {sizes.steps} steps would leave most of "
+            f"{multiprocessors} multiprocessors idle: time is cut into tiles that run all at once"
         )
-        return _split(sizes, rows, 1, 32 * warps * per_thread // rows, warps), why
-    why = (
-        "lanes are contiguous, and there are enough of them"
-        if sizes.steps >= table.split_steps
-        else ("lanes are contiguous, and time is too short to be worth cutting into tiles")
-    )
-    return _lanes(sizes, widest_item, multiprocessors, streams, table), why
+        return _split(sizes, Plan("rows", (), 1, table.split_rows_warps, vector, vectors)), why
+    why = "time is contiguous" + ("" if enough else ", and too short to be worth cutting into tiles")
+    return plan, why + _packed_rows(plan)
+
+
+def _along_lanes(
+    sizes: Lanes, strides: Sequence[Strides], out_strides: Strides, moved: Moved, multiprocessors: int, table: Table
+) -> tuple[Plan, str]:
+    """Strips where they keep enough bytes in flight; else tiles of lanes x steps, which have more threads to ask for them.
+
+    Memory answers after some 700 ns, in which an H100 could have read 2.3 MB (3.35 TB/s), 18 KB on each of its 132
+    multiprocessors: less in flight than that (``table.bytes_in_flight``) means waiting. A strip has ``unroll`` steps of its
+    lanes in flight, so GAE in float32, 14 bytes and at most 8 steps, needs 21 000 lanes; a tile has all of its steps.
+    """
+    width = access_width(sizes.inner, strides, moved.item, 2)
+    wanted = table.bytes_in_flight * multiprocessors
+    apart = out_strides[1] < out_strides[0] and sizes.inner < 32  # a few lanes, and their next step behind them
+    unroll = _unroll(sizes, width, moved, 2 * wanted, table)
+    crowded = width * moved.numbers > table.tile_numbers
+    enough = (2 if crowded else 1) * sizes.lanes * unroll * moved.loaded >= wanted
+    if sizes.steps <= table.least_steps or (enough and not apart):
+        return _lanes(sizes, width, unroll, multiprocessors, table), (
+            "lanes are contiguous, and there are enough of them"
+            if sizes.steps > table.least_steps
+            else "lanes are contiguous, and time is too short for a scan"
+        )
+    tile = _tile(sizes, width, moved, multiprocessors, table, apart)
+    programs = ceil_div(sizes.lanes, tile.lanes)
+    in_flight = (1 + tile.ahead) * programs * tile.lanes * tile.vectors * tile.vector * moved.loaded
+    few = f"lanes are contiguous, but {sizes.lanes} of them are too few to keep {multiprocessors} multiprocessors busy"
+    if apart:
+        few = f"lanes are contiguous, but only {sizes.inner} of them, with their next step behind them"
+    few_tiles = sizes.steps <= table.split_tiles * tile.vectors * tile.vector
+    # A loop over tiles holds more in registers than one tile does, and what is crowded would spill there.
+    looped = not crowded or sizes.steps <= tile.vectors * tile.vector
+    if looped and (few_tiles or (in_flight >= wanted and 4 * programs >= 3 * multiprocessors)):
+        return tile._replace(grid=(programs,)), f"{few}: the threads of a tile share its steps too"
+    tile = _tile(sizes, width, moved, 1, table, apart)
+    return _split(sizes, tile), f"{few} for {sizes.steps} steps: time is cut into tiles that run all at once"
 
 
 def _packed_rows(plan: Plan) -> str:
@@ -140,23 +204,58 @@ def _rows(sizes: Lanes, vector: int, per_thread: int, multiprocessors: int, tabl
     return Plan("rows", (ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors)
 
 
-def _lanes(sizes: Lanes, widest_item: int, multiprocessors: int, streams: int, table: Table) -> Plan:
-    """As many lanes a thread as make a 16-byte access, unless that leaves processors idle."""
+def _unroll(sizes: Lanes, width: int, moved: Moved, wanted: int, table: Table) -> int:
+    """Steps in flight: as many as it takes to have ``wanted`` bytes in flight, as far as registers go."""
+    most = _power_of_two_within(table.lanes_numbers // (width * moved.numbers), 1, table.unroll)
+    unroll = min(4, most)
+    while unroll < most and sizes.lanes * unroll * moved.loaded < wanted:
+        unroll *= 2
+    return min(unroll, next_power_of_two(sizes.steps))
+
+
+def _lanes(sizes: Lanes, width: int, unroll: int, multiprocessors: int, table: Table) -> Plan:
+    """A 16-byte access for every thread; smaller programs, down to a warp, where there would be too few of them."""
     by_outer = sizes.inner >= 32 and sizes.outer <= 65535
-    width = sizes.inner if by_outer else sizes.lanes
+    across = sizes.inner if by_outer else sizes.lanes
     repeats = sizes.outer if by_outer else 1
     warps = table.lanes_warps
-    strip = 32 * warps * max(1, 16 // widest_item)
-    while strip > 32 and (strip >= 2 * width or ceil_div(width, strip) * repeats < table.programs * multiprocessors):
-        strip //= 2
-    warps = max(1, min(warps, strip // 32))
-    numbers = strip // (32 * warps) * streams * (2 if widest_item > 4 else 1)
-    unroll = min(_power_of_two_within(2 * table.registers // numbers, 1, table.unroll), next_power_of_two(sizes.steps))
-    grid = (ceil_div(width, strip), repeats)
-    return Plan("lanes", grid, strip, warps, unroll=unroll, by_outer=by_outer)
+    while warps > 1 and (
+        32 * warps * width >= 2 * across
+        or ceil_div(across, 32 * warps * width) * repeats < table.programs * multiprocessors
+    ):
+        warps //= 2
+    strip = 32 * warps * width
+    return Plan(
+        "lanes", (ceil_div(across, strip), repeats), strip, warps, unroll=unroll, by_outer=by_outer, width=width
+    )
 
 
-def _split(sizes: Lanes, rows: int, vector: int, vectors: int, warps: int) -> Plan:
-    """One program for every tile of every block of rows."""
-    tiles = ceil_div(sizes.steps, vector * vectors)
-    return Plan("split", (tiles * ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors)
+def _tile(sizes: Lanes, width: int, moved: Moved, multiprocessors: int, table: Table, apart: bool) -> Plan:
+    """A tile of contiguous lanes x steps, an access for every thread.
+
+    A line of 128 bytes from every step, or down to a sector of 32 where that leaves multiprocessors without a program; where
+    the lanes of a step are few and the next step lies behind them, those lanes.
+    """
+    vector = _power_of_two_within(2 * table.registers // (width * moved.numbers), 1, table.tile_steps)
+    while sizes.steps % vector:
+        vector //= 2
+    vectors = next_power_of_two(sizes.steps // vector)
+    line, sector = (max(width, size // moved.item) for size in (128, 32))
+    lanes = min(line, next_power_of_two(sizes.inner if apart else sizes.lanes))
+    while not apart and lanes > sector and ceil_div(sizes.lanes, lanes) < multiprocessors:
+        lanes //= 2
+    whole = 32 * table.tile_warps * width
+    vectors = min(vectors, whole // lanes)
+    while lanes * vectors < whole and (
+        lanes * vectors < 32 * width or sizes.lanes >= 2 * lanes * table.programs * multiprocessors
+    ):
+        lanes *= 2
+    warps = lanes * vectors // (32 * width)
+    ahead = sizes.steps > vector * vectors and moved.fits_ahead(width, table)
+    return Plan("rows", (), lanes, warps, vector, vectors, width=width, stacked=True, ahead=ahead)
+
+
+def _split(sizes: Lanes, tile: Plan) -> Plan:
+    """One program for every tile of every block of lanes."""
+    tiles = ceil_div(sizes.steps, tile.vector * tile.vectors)
+    return tile._replace(strategy="split", ahead=False, grid=(tiles * ceil_div(sizes.lanes, tile.lanes),))

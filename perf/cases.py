@@ -104,6 +104,8 @@ ALL_OPS = ("gae", "td_lambda_return", "td1_return", "reward_to_go", "vtrace", "l
 ALL_DTYPES = ("float64", "float32", "float16", "bfloat16")
 BOTH = ("forward", "backward")
 M = 2**20
+# Batches of responses: padded, with tool output in them, packed; advantages with their moments, values with a bootstrap row.
+TOKENS = (("valid",), ("skip",), ("packed",), ("bootstrap",), ("moments",), ("packed", "skip", "bootstrap", "moments"))
 
 # Each table starts with what the targets of issue 3 name, so that a run cut short by --deadline has measured those.
 CPU: tuple[Sweep, ...] = (
@@ -120,6 +122,12 @@ CPU: tuple[Sweep, ...] = (
     Sweep("classic", [(64, 1024)], layouts=["NTF"], variants=[(), ("one_flag",), ("gamma_steps", "lmbda_steps")]),
     Sweep("classic", [(64, 1024)], variants=[("one_flag",), ("gamma_steps", "lmbda_steps")]),
     Sweep("tokens", [(16, 8192)], ops=["gae", "reward_to_go"], directions=BOTH, dones=[0.001]),
+    Sweep("tokens", [(16, 512)], layouts=["NT"], variants=TOKENS[-1:], dones=[0.0], quick=True),
+    Sweep("tokens", [(16, 8192)], layouts=["NT"], variants=TOKENS, dones=[0.001]),
+    Sweep("tokens", [(16, 8192)], layouts=["NT"], variants=[("valid",), ("skip",)], directions=["backward"]),
+    Sweep("tokens", [(16, 8192)], ops=["td_lambda_return", "reward_to_go", "vtrace"], variants=[("valid",)]),
+    Sweep("tokens", [(16, 8192)], ops=["reward_to_go", "vtrace"], layouts=["NT"], variants=[("packed",)]),
+    Sweep("simulators", [(4096, 128)], variants=[("bootstrap",), ("moments",), ("bootstrap", "moments")]),
     Sweep("tokens", [(16, 2048)], layouts=["NT"], dones=[0.001], compiled_peers=True),
 )
 
@@ -137,6 +145,12 @@ CUDA: tuple[Sweep, ...] = (
     Sweep("simulators", [(32768, 64), (32768, 128)]),
     Sweep("classic", [(8, 128), (8, 4096), (64, 1024), (1024, 128), (1024, 1024), (8192, 128), (8192, 512)]),
     Sweep("tokens", [(1, 2048), (8, 8192), (64, 8192), (256, 32768)], dones=[0.001]),
+    Sweep("tokens", [(512, 8192)], layouts=["NT"], variants=TOKENS, dones=[0.0], quick=True),
+    Sweep("tokens", [(64, 131072)], layouts=["NT"], variants=TOKENS, dones=[0.0]),
+    Sweep("tokens", [(512, 8192)], layouts=["NT"], variants=[("valid",), ("skip",)], directions=["backward"]),
+    Sweep("tokens", [(512, 8192)], ops=["td_lambda_return", "reward_to_go", "vtrace"], variants=[("valid",)]),
+    Sweep("tokens", [(512, 8192)], ops=["reward_to_go", "vtrace"], layouts=["NT"], variants=[("packed",)]),
+    Sweep("classic", [(8192, 2048)], variants=[("bootstrap",), ("moments",), ("bootstrap", "moments")]),
     Sweep("simulators", [(4096, 128)], compiled_peers=True),
     Sweep("tokens", [(64, 131072)], layouts=["NT"], compiled_peers=True),
 )

@@ -76,12 +76,12 @@ class Problem:
 
     def full_tensors(self) -> list[Tensor]:
         """The floating inputs of full shape."""
-        return [self.arguments[name] for name in OPS[self.op].tensors]
+        return [self.arguments[name] for name in OPS[self.op].tensors if self.arguments[name] is not None]
 
     def with_arguments(self, **changed: object) -> Problem:
         """The same problem with some arguments changed; ``None`` takes an argument away."""
-        made = {name: x for name, x in (self.arguments | changed).items() if x is not None}
-        return replace(self, arguments=made)
+        taken = {name for name, x in changed.items() if x is None}
+        return replace(self, arguments={n: x for n, x in (self.arguments | changed).items() if n not in taken})
 
     def requiring_grad(self) -> Problem:
         """The same problem with leaves that gradients reach."""
@@ -106,12 +106,80 @@ def _per_step(name: str, low: float) -> Variant:
     return vary
 
 
-# Masks, packed sequences, moments and the bootstrap row come here when the kernels take them: a function that adds the
-# argument. A case with an argument that our function does not take is listed as absent, not dropped.
+def _hidden(problem: Problem, counts: Tensor) -> dict[str, Tensor]:
+    """The data with NaN wherever a step does not count: whoever reads it there does not pass the gate."""
+    given = problem.arguments
+    return {
+        name: given[name].masked_fill(~counts, math.nan) for name in OPS[problem.op].tensors if given[name] is not None
+    }
+
+
+def _valid(problem: Problem, generator: torch.Generator) -> Problem:
+    """Padding behind trajectories of any length, as a batch of responses has it."""
+    done = problem.arguments["done"]
+    time = problem.time_dim % len(problem.shape)
+    shape = [1 if d == time else n for d, n in enumerate(done.shape)]
+    steps = problem.shape[time]
+    lengths = 1 + (torch.rand(shape, generator=generator, device=done.device) * steps).long()
+    places = torch.arange(steps, device=done.device).view([-1 if d == time else 1 for d in range(done.dim())])
+    valid = places < lengths
+    return problem.with_arguments(valid=valid, **_hidden(problem, valid))
+
+
+SKIPPED_RUN = 16  # tokens
+
+
+def _skip(problem: Problem, generator: torch.Generator) -> Problem:
+    """Runs of tokens that nobody chose: what a tool or an environment said. Three in ten."""
+    done = problem.arguments["done"]
+    time = problem.time_dim % len(problem.shape)
+    runs = [-(-n // SKIPPED_RUN) if d == time else n for d, n in enumerate(done.shape)]
+    drawn = torch.rand(runs, generator=generator, device=done.device) < 0.3
+    skip = drawn.repeat_interleave(SKIPPED_RUN, time).narrow(time, 0, problem.shape[time]).contiguous()
+    return problem.with_arguments(skip=skip, **_hidden(problem, ~skip))
+
+
+def _packed(problem: Problem, generator: torch.Generator) -> Problem:
+    """As many sequences as there were lanes, of any lengths, behind one another. (Only where time follows the lanes.)"""
+    given = problem.arguments
+    lanes, steps, *features = problem.shape
+    inner = torch.randperm(lanes * steps - 1, generator=generator, device=problem.device)[: lanes - 1] + 1
+    edges = torch.tensor([0, lanes * steps], device=problem.device)
+    flat = {name: x.flatten(0, 1) for name, x in given.items() if isinstance(x, Tensor) and x.dim() > 1}
+    changed = replace(problem, shape=(lanes * steps, *features))
+    return changed.with_arguments(**flat, cu_seqlens=torch.cat([edges, inner]).sort().values, time_dim=0)
+
+
+def _bootstrap(problem: Problem, generator: torch.Generator) -> Problem:
+    """Next values are not given but derived: the value of the following step, and at the end one more row."""
+    time = problem.time_dim % len(problem.shape)
+    shape = [n for d, n in enumerate(problem.shape) if d != time]
+    if "cu_seqlens" in problem.arguments:
+        shape = [len(problem.arguments["cu_seqlens"]) - 1, *shape]
+    value = problem.arguments["value"]
+    row = torch.randn(shape, generator=generator, device=value.device).to(value.dtype)
+    return replace(problem, arguments=problem.arguments | {"next_value": None, "bootstrap_value": row})
+
+
+def _moments(problem: Problem, generator: torch.Generator) -> Problem:
+    return problem.with_arguments(moments=True)
+
+
+# What is not in the plain problem of [N, T] that everybody knows; peers that do not say so do not take it.
+RAGGED: dict[str, Variant] = {
+    "packed": _packed,
+    "valid": _valid,
+    "skip": _skip,
+    "bootstrap": _bootstrap,
+    "moments": _moments,
+}
+
+# A function that changes the arguments. A case with an argument that our function does not take is listed as absent.
 VARIANTS: dict[str, Variant] = {
     "one_flag": _one_flag,
     "gamma_steps": _per_step("gamma", 0.9),
     "lmbda_steps": _per_step("lmbda", 0.5),
+    **RAGGED,
 }
 
 
@@ -156,7 +224,7 @@ def minimum_bytes(problem: Problem) -> int:
     op, given = OPS[problem.op], problem.arguments
     one_output = problem.steps * problem.full_tensors()[0].element_size()
     small = [x for name, x in given.items() if isinstance(x, Tensor) and name not in op.tensors]
-    beside = sum(stored_bytes(x) for x in small)  # flags, and discounts per step
+    beside = sum(stored_bytes(x) for x in small)  # flags, masks, offsets, discounts per step
     if problem.case.direction == "forward":
         return beside + sum(stored_bytes(x) for x in problem.full_tensors()) + one_output * len(op.outputs)
     incoming, outgoing = len(op.outputs), len(op.differentiated)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tritonrl.kernels.specs import SPECS
+from tritonrl.kernels.specs import ALL_SPECS, argument_names
 
 from .data import LAYOUTS
 
@@ -23,40 +24,71 @@ SHAPES: dict[str, tuple[int, int, str]] = {
     "split-rows": (8, 65536, "NT"),
     "lanes": (65536, 128, "TN"),
     "lanes-short": (32768, 16, "TN"),
+    "tiles": (8192, 1024, "TN"),
     "split-lanes": (64, 65536, "TN"),
-    "lanes-few": (8, 128, "TN"),
+    "tiles-few": (8, 128, "TN"),
     "features": (8192, 512, "NTF"),
 }
-MAIN_SHAPES = ("rows", "lanes", "split-rows", "split-lanes")
+MAIN_SHAPES = ("rows", "rows-long", "lanes", "tiles", "split-rows", "split-lanes")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 CAPABILITIES = (80, 90, 100)
-QUICK = ("gae/rows/", "gae/lanes/", "gae/split-rows/", "gae_backward/rows/", "vtrace_backward/lanes/")
+QUICK = (
+    "gae/rows-long/",
+    "gae/lanes/",
+    "gae/split-lanes/",
+    "gae+masks/tiles/",
+    "gae_extended+derived/rows/",
+    "vtrace_backward/lanes/",
+)
+MASKS = ("valid", "skip")
 
 
 class Launch(NamedTuple):
-    """One kernel to compile. ``discounts``: a backward pass that also gives gradients of gamma, lambda and thresholds."""
+    """One kernel to compile.
+
+    ``variant``: what is asked for besides the plain results, of ``discounts`` (a backward pass that also gives gradients of
+    gamma, lambda and thresholds), ``masks`` (all that the op knows; with ``discounts`` only ``valid``, because no kernel gives
+    these gradients where steps are skipped), ``moments`` and ``derived`` (moments too, and a bootstrap value in the place of
+    next values), joined by ``+``.
+    """
 
     op: str
     shape: str
     dtype: str
-    discounts: bool
+    variant: str
     capability: int
 
     @property
     def id(self) -> str:
         """A name that ``--only`` matches."""
-        return f"{self.op}{'+discounts' if self.discounts else ''}/{self.shape}/{self.dtype}/sm_{self.capability}"
+        return f"{self.op}{'+' if self.variant else ''}{self.variant}/{self.shape}/{self.dtype}/sm_{self.capability}"
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The parts of the variant."""
+        return tuple(self.variant.split("+"))
+
+
+def variants_of(op: str) -> tuple[str, ...]:
+    """What a kernel of ``op`` can be asked for."""
+    spec = ALL_SPECS[op]
+    if spec.moments:
+        return "moments", "derived", "moments+masks"
+    plain = ("", "discounts") if spec.discount_outputs else ("",)
+    return plain + tuple("+".join(filter(None, (x, "masks"))) for x in plain if spec.optional)
 
 
 def launches(only: Sequence[str] = (), capabilities: Sequence[int] = CAPABILITIES, quick: bool = False) -> list[Launch]:
-    """Every op on every shape in float32, and on the main shapes in every dtype; or the few of ``--quick``."""
+    """Every op on every shape in float32, and on the main shapes in every dtype, with masks on these alone; or a few.
+
+    The capabilities of one kernel follow one another, because most of the compiler's work is the same for all of them.
+    """
     found = []
-    for capability in (90,) if quick else capabilities:
-        for op, spec in SPECS.items():
-            for shape in SHAPES:
-                for dtype in DTYPES if shape in MAIN_SHAPES else DTYPES[:1]:
-                    wanted = (False, True) if spec.discount_outputs else (False,)
-                    found += [Launch(op, shape, dtype, discounts, capability) for discounts in wanted]
+    for dtype in DTYPES:
+        for shape, op in itertools.product(SHAPES if dtype == "float32" else MAIN_SHAPES, ALL_SPECS):
+            wanted = [x for x in variants_of(op) if "masks" not in x or shape in MAIN_SHAPES]
+            for variant, capability in itertools.product(wanted, (90,) if quick else capabilities):
+                found.append(Launch(op, shape, dtype, variant, capability))
     if quick:
         found = [x for x in found if x.dtype == "float32" and x.id.startswith(QUICK)]
     patterns = [f"*{pattern.strip('*')}*" for pattern in only]
@@ -69,15 +101,20 @@ def named_arguments(launch: Launch) -> dict[str, Any]:
     layout, dtype = LAYOUTS[layout_name], getattr(torch, launch.dtype)
     shape, flag_shape = layout.shape(lanes, steps), layout.flag_shape(lanes, steps)
     number = torch.tensor(0.9, dtype=torch.float64)
-    given: dict[str, Any] = {"time_dim": layout.time_dim, "reverse": True, "with_discounts": launch.discounts}
-    given |= dict.fromkeys(("gamma", "lmbda", "rho_thresh", "c_thresh"), number)
+    derived, masked = "derived" in launch.asked, "masks" in launch.asked
+    given: dict[str, Any] = {"time_dim": layout.time_dim, "reverse": True, "moments": True, "carry": None}
+    given |= {"with_discounts": "discounts" in launch.asked, "bootstrap_value": None}
+    given |= dict.fromkeys(("gamma", "lmbda", "rho_thresh", "c_thresh"), number) | dict.fromkeys(MASKS)
+    if derived:
+        without_time = [n for d, n in enumerate(shape) if d != len(shape) + layout.time_dim]
+        given |= {"next_value": None, "bootstrap_value": torch.empty(without_time, dtype=dtype)}
+    if masked:
+        mask_names = MASKS[:1] if "discounts" in launch.asked else MASKS
+        given |= {name: torch.empty(flag_shape, dtype=torch.bool) for name in mask_names}
     arguments = {}
-    for argument in SPECS[launch.op].schema[1:].split(")")[0].split(","):
-        kind, name = argument.split("=")[0].split()[:2]
+    for name in argument_names(launch.op):
         if name in given:
             arguments[name] = given[name]
-        elif name == "carry" or not kind.startswith("Tensor"):
-            arguments[name] = None
         elif name in ("done", "terminated"):
             arguments[name] = torch.empty(flag_shape, dtype=torch.bool)
         else:

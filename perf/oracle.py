@@ -212,19 +212,100 @@ def _back(x: Array, problem: Problem) -> Tensor:
     return torch.from_numpy(x).reshape(moved).movedim(-1, problem.time_dim)
 
 
+@njit(cache=True)
+def _following(v: Array, counts: Any, ends: Any, bootstrap: Array) -> Array:
+    """The value of the next step that counts; behind the last of a sequence, the bootstrap value of that sequence."""
+    out = np.empty_like(v)
+    lanes, steps = v.shape
+    for n in range(lanes):
+        sequence = bootstrap.shape[1] - 1
+        following = bootstrap[n, sequence]
+        for t in range(steps - 1, -1, -1):
+            if ends[n, t]:
+                following = bootstrap[n, sequence]
+                sequence -= 1
+            out[n, t] = following
+            if counts[n, t]:
+                following = v[n, t]
+    return out
+
+
+def _ends(problem: Problem, like: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a packed sequence ends; nowhere else is time cut by anything but ``done``."""
+    ends = np.zeros(like.shape, dtype=bool)
+    if "cu_seqlens" in problem.arguments:
+        ends[:, problem.arguments["cu_seqlens"][1:].cpu().numpy() - 1] = True
+    else:
+        ends[:, -1:] = True
+    return ends
+
+
+def _counts(problem: Problem) -> NDArray[np.bool_]:
+    given = problem.arguments
+    valid = _lanes_first(given.get("valid", torch.tensor(True)), problem)
+    return valid & ~_lanes_first(given.get("skip", torch.tensor(False)), problem)
+
+
 def _inputs(problem: Problem) -> list[NDArray[Any]]:
+    """The arguments of the loops; ``done`` also at the end of every packed sequence, ``next_value`` given or derived."""
     op, given = OPS[problem.op], dict(problem.arguments)
     if "terminated" in op.flags:
         given.setdefault("terminated", given["done"])
-    return [_lanes_first(given[name], problem) for name in (*op.tensors, *op.flags, *op.discounts)]
+    if "bootstrap_value" in given:
+        given["next_value"] = given["value"]  # stands in until it is derived
+    names = (*op.tensors, *op.flags, *op.discounts)
+    arrays = {name: _lanes_first(given[name], problem) for name in names}
+    ends = _ends(problem, next(iter(arrays.values())))
+    if "cu_seqlens" in given:
+        arrays["done"] = arrays["done"] | ends
+    if "bootstrap_value" in given:
+        row = given["bootstrap_value"].detach().cpu().double().numpy()
+        sequences = row.shape[0] if "cu_seqlens" in given else 1
+        row = row.reshape(sequences, -1).T if "cu_seqlens" in given else row.reshape(-1, 1)
+        derived = _following(arrays["value"], _counts(problem), ends, np.ascontiguousarray(row))
+        arrays["next_value"] = derived
+    return [arrays[name] for name in names]
+
+
+def _on_counted(loop: Any, arrays: list[NDArray[Any]], problem: Problem) -> tuple[Array, ...]:
+    """A loop over what is left of every lane when the steps that do not count are taken out of it; zero in their places.
+
+    Two steps that are neighbours then are cut apart if an invalid step was between them, or a skipped one that was done.
+    """
+    if not {"valid", "skip"} & set(problem.arguments):
+        found: tuple[Array, ...] = loop(*arrays)
+        return found
+    counts, done = _counts(problem), (*OPS[problem.op].tensors, *OPS[problem.op].flags).index("done")
+    valid = _lanes_first(problem.arguments.get("valid", torch.tensor(True)), problem)
+    cuts = np.where(counts, False, ~valid | arrays[done])
+    results: list[Array] = []
+    for n in range(counts.shape[0]):
+        (kept,) = np.nonzero(counts[n])
+        lane = [np.ascontiguousarray(x[n : n + 1, kept]) for x in arrays]
+        cuts_before = np.concatenate([[0], np.cumsum(cuts[n])])[kept]
+        lane[done][0, :-1] |= np.diff(cuts_before) > 0
+        found = loop(*lane)
+        results = results or [np.zeros(counts.shape) for _ in found]
+        for into, x in zip(results, found, strict=True):
+            into[n, kept] = x[0]
+    return tuple(results)
 
 
 def answer(problem: Problem) -> tuple[Tensor, ...]:
-    """The exact results of a problem, fp64 on the CPU, of the problem's shape and in the order of the op's outputs."""
-    return tuple(_back(x, problem) for x in _LOOPS[problem.op][0](*_inputs(problem)))
+    """The exact results of a problem, fp64 on the CPU, of the problem's shape and in the order of the op's outputs.
+
+    Behind them, where they are asked for, count, mean and sum of squared deviations of the first.
+    """
+    found = _on_counted(_LOOPS[problem.op][0], _inputs(problem), problem)
+    results = tuple(_back(x, problem) for x in found)
+    if not problem.arguments.get("moments"):
+        return results
+    x = found[0][_counts(problem)]
+    return (*results, torch.tensor([x.size, x.mean(), x.size * x.var()], dtype=torch.float64))
 
 
 def gradient(problem: Problem, incoming: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The exact gradients of ``sum(outputs * incoming)`` with respect to the op's differentiated inputs."""
     arriving = [_lanes_first(x, problem) for x in incoming]
-    return tuple(_back(x, problem) for x in _LOOPS[problem.op][1](*_inputs(problem), *arriving))
+    found = _on_counted(_LOOPS[problem.op][1], [*_inputs(problem), *arriving], problem)
+    return tuple(_back(x, problem) for x in found)

@@ -19,14 +19,13 @@ class Stream:
     """One tensor that a kernel reads or writes: the widths of its accesses, and bytes per step.
 
     ``role``: ``data`` (read or written once), ``tap``, ``repeated`` (stands for several lanes), or ``other`` (a number, the
-    carry, the workspace). ``possible``: the width that layout and plan allow a thread; ``by_layout``: the layout alone.
+    carry, a number for each lane, the workspace). ``possible``: the width that the layout allows a thread.
     """
 
     name: str
     role: str
     widths: tuple[int, ...]
     possible: int
-    by_layout: int
     bytes_per_step: float
     least: float
 
@@ -51,16 +50,15 @@ class Inspected:
         """The streams that make up the minimum."""
         return [s for s in (*self.loads, *self.stores) if s.role == "data"]
 
-    def findings(self, strict: bool = False) -> list[str]:
-        """What is wrong with it, in words. ``strict``: also accesses that are narrow because the plan makes them so."""
+    def findings(self) -> list[str]:
+        """What is wrong with it, in words."""
         if self.problem:
             return [self.problem]
         found = [f"{self.spilled_bytes} B spilled"] if self.spilled_bytes else []
         found += [f"{self.stack_bytes} B stack frame"] if self.stack_bytes else []
         for s in self.data:
-            possible = s.by_layout if strict else s.possible
-            if min(s.widths) < possible:
-                found.append(f"{s.name}: {min(s.widths)} B accesses where {possible} B are possible")
+            if min(s.widths) < s.possible:
+                found.append(f"{s.name}: {min(s.widths)} B accesses where {s.possible} B are possible")
             if s.bytes_per_step > s.least * 1.001:
                 found.append(f"{s.name}: {s.bytes_per_step:g} B a step, at least {s.least:g}")
             if s.bytes_per_step < s.least * 0.999:
@@ -85,7 +83,7 @@ def inspect_launch(launch: Launch) -> Inspected:
     streams = [_stream(launch, arguments, plan, name, group) for name, group in _grouped(found)]
     return Inspected(
         launch.id,
-        f"{plan.strategy} {plan.lanes}x{plan.vectors}x{plan.vector} u{plan.unroll} w{plan.warps}",
+        _plan_in_short(plan),
         compiled.registers,
         compiled.spilled_bytes,
         compiled.stack_bytes,
@@ -94,6 +92,13 @@ def inspect_launch(launch: Launch) -> Inspected:
         tuple(s for s, is_load in streams if is_load),
         tuple(s for s, is_load in streams if not is_load),
     )
+
+
+def _plan_in_short(plan: Any) -> str:
+    """``rows 32x16x4 w4``: 32 lanes, 16 vectors of 4 steps, 4 warps; ``lanes 128 u8 w1``: 128 lanes, 8 steps in flight."""
+    if plan.strategy == "lanes":
+        return f"lanes {plan.lanes} u{plan.unroll} w{plan.warps}"
+    return f"{plan.strategy} {plan.lanes}x{plan.vectors}x{plan.vector} w{plan.warps}" + (" +1" if plan.ahead else "")
 
 
 def _grouped(found: Sequence[Access]) -> Iterable[tuple[str, list[Access]]]:
@@ -114,56 +119,52 @@ def _stream(
     widths = tuple(sorted((access.width for access in group), reverse=True))
     kind, _, index = parameter.partition(".")
     if kind not in ("inputs", "outputs"):
-        return Stream(parameter, "other", widths, 0, 0, 0.0, 0.0), is_load
-    name, x, tap, again = _tensor(launch.op, arguments, kind, int(index))
-    shape, time_dim = _shape(launch.op, arguments), arguments["time_dim"]
+        return Stream(parameter, "other", widths, 0, 0.0, 0.0), is_load
+    name, x, tap, role = _tensor(launch.op, arguments, kind, int(index))
+    if role == "other":
+        return Stream(name, role, widths, 0, 0.0, 0.0), is_load
     tile = plan.lanes * (plan.unroll if plan.strategy == "lanes" else plan.vectors * plan.vector)
     per_step = sum(widths) * 32 * plan.warps / tile
-    if x.dim() == 0:
-        return Stream(name, "other", widths, 0, 0, 0.0, 0.0), is_load
-    repeated = any(s == 0 and n > 1 for s, n in zip(x.expand(shape).stride(), shape, strict=True))
-    role = "tap" if again else "repeated" if repeated else "data"
+    shape, time_dim = _shape(launch.op, arguments), arguments["time_dim"]
+    if role == "data" and any(s == 0 and n > 1 for s, n in zip(x.expand(shape).stride(), shape, strict=True)):
+        role = "repeated"
     along, extent = contiguous_extent(x, shape, time_dim)
     if tap and along == "time":
         extent = 1  # shifted by a step, so never aligned
-    by_plan, by_layout = (_possible(x, along, extent, given, launch) for given in (plan, None))
-    return Stream(name, role, widths, by_plan, by_layout, per_step, float(x.element_size())), is_load
+    possible = _possible(x, along, extent, launch)
+    return Stream(name, role, widths, possible, per_step, float(x.element_size())), is_load
 
 
 def _shape(op: str, arguments: dict[str, Any]) -> torch.Size:
-    from tritonrl.kernels.specs import SPECS
+    from tritonrl.kernels.specs import ALL_SPECS
 
     given = list(arguments.values())
-    return torch.broadcast_shapes(*(given[i].shape for i in SPECS[op].shaped_by))
+    return torch.broadcast_shapes(*(given[i].shape for i in ALL_SPECS[op].shaped_by if given[i] is not None))
 
 
-def _tensor(op: str, arguments: dict[str, Any], kind: str, index: int) -> tuple[str, Tensor, int, bool]:
-    """The tensor behind ``inputs.3`` or ``outputs.0``: its name, itself, its tap, and if another input has it."""
+def _tensor(op: str, arguments: dict[str, Any], kind: str, index: int) -> tuple[str, Tensor, int, str]:
+    """The tensor behind ``inputs.3`` or ``outputs.0``: its name, itself, its tap, and its role (``repeated`` not yet known)."""
     from tritonrl.kernels import families
-    from tritonrl.kernels.specs import allocate
+    from tritonrl.kernels.specs import allocate, step_results
 
     given = list(arguments.values())
     if kind == "outputs":
-        return f"output {index}", [x for x in allocate(op, given) if x.numel()][index], 0, False
-    inputs = getattr(families, op)(*given).inputs
-    x, tap = inputs[index]
-    name = next(name for name, argument in arguments.items() if argument is x)
-    others = [i for i, (other, other_tap) in enumerate(inputs) if other is x and (other_tap == 0 or i < index)]
-    return name + (f"[t{tap:+d}]" if tap else ""), x, tap, bool(tap and others)
+        return f"output {index}", step_results(op, allocate(op, given))[index], 0, "data"
+    recurrence = getattr(families, op)(*given)
+    x, tap = recurrence.inputs[index]
+    name = next((name for name, argument in arguments.items() if argument is x), f"input {index}")
+    if index in recurrence.per_lane or x.dim() == 0:
+        return name, x, tap, "other"
+    same = [i for i, (other, other_tap) in enumerate(recurrence.inputs) if other is x and (other_tap == 0 or i < index)]
+    return name + (f"[t{tap:+d}]" if tap else ""), x, tap, "tap" if tap and same else "data"
 
 
-def _possible(x: Tensor, along: str, extent: int, plan: Any, launch: Launch) -> int:
-    """The widest access in bytes that the layout (and the plan, when given) allow a thread for this tensor.
+def _possible(x: Tensor, along: str, extent: int, launch: Launch) -> int:
+    """The widest access in bytes that the layout allows a thread for this tensor.
 
-    As many neighbouring elements as make 16 bytes of the floating dtype, as far as the alignment of the lines, the tile and
-    the share of a thread in it go.
+    As many neighbouring elements as make 16 bytes of the floating dtype, as far as the alignment of the lines goes.
     """
     elements = 16 // getattr(torch, launch.dtype).itemsize if along else 1
     while elements > 1 and extent % elements:
         elements //= 2
-    if plan is not None:
-        in_tile = plan.vectors * plan.vector if along == "time" else plan.lanes
-        tile = plan.lanes if plan.strategy == "lanes" else plan.lanes * plan.vectors * plan.vector
-        while elements > 1 and (elements > in_tile or elements * 32 * plan.warps > tile):
-            elements //= 2
     return elements * x.element_size()

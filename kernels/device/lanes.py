@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
-from .memory import STEPS, load_lanes, load_uniforms, raised
+from .memory import STEPS, as_bytes, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
 from .scan import apply
 
@@ -25,19 +25,20 @@ def step_at(place, steps, REVERSE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, outer, inner, t, steps, mask,
-              ACC: tl.constexpr):  # fmt: skip
+def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, UNITS: tl.constexpr,
+              outer, inner, t, steps, mask, ACC: tl.constexpr):  # fmt: skip
     """The value of every input at step ``t`` for a strip of lanes."""
     x = ()
     for n in tl.static_range(len(KINDS)):
         if KINDS[n] == STEPS:
-            lane = outer * strides[n][0] + inner * strides[n][2]
-            if TAPS[n] == 0:
-                x = x + (raised(tl.load(inputs[n] + (lane + t * strides[n][1]), mask, other=0), ACC),)
-            else:
+            lane = lane_offset(strides, UNITS, n, outer, inner)
+            s = t
+            there = mask
+            if TAPS[n] != 0:
                 s = t + TAPS[n]
                 there = mask & (s >= 0) & (s < steps)
-                x = x + (raised(tl.load(inputs[n] + (lane + s * strides[n][1]), there, other=0), ACC),)
+            loaded = tl.load(as_bytes(inputs[n]) + (lane + time_offset(strides, UNITS, n, s)), there, other=0)
+            x = x + (raised(loaded, inputs[n].dtype.element_ty, ACC),)
         else:
             x = x + (uniforms[n],)
     return x
@@ -46,28 +47,29 @@ def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr
 @triton.jit
 def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, lane_count, inner_size, steps,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-          MASKS: tl.constexpr, REVERSE: tl.constexpr, STRIP: tl.constexpr, UNROLL: tl.constexpr, ACC: tl.constexpr,
+          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+          REVERSE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, ACC: tl.constexpr,
           BY_OUTER: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """One program computes ``STRIP`` lanes over all of time, one step after the other, ``UNROLL`` steps in flight.
 
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
-    ``FINISH(inputs at t, state entering t, state at t)``. Strides are ``(outer, time, inner)``, in elements. With
-    ``BY_OUTER`` the second grid axis is the outer index, and inner lanes are contiguous for the compiler to see. ``MASKS``:
+    ``FINISH(inputs at t, state entering t, state at t)``. Strides and numbers of lanes are counted in ``UNITS`` and ``WIDTH``
+    as in :func:`.rows.rows`. With ``BY_OUTER`` the second grid axis is the outer index. ``MASKS``:
     see :mod:`.masks`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
     """
-    strip = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
-    outer_index = tl.program_id(1)
+    block, outer_index = tl.program_id(0), tl.program_id(1)
     if WIDE:
-        strip = tl.program_id(0).to(tl.int64) * STRIP + tl.arange(0, STRIP)
-        outer_index = outer_index.to(tl.int64)
+        block, outer_index = widened(block), widened(outer_index)
+        lane_count, inner_size = widened(lane_count), widened(inner_size)
+    strip = block * STRIP + tl.arange(0, STRIP)
     if BY_OUTER:
         outer, inner = outer_index, strip
-        in_range = strip < inner_size
+        in_range = strip < inner_size * WIDTH
     else:
-        outer, inner = strip // inner_size, strip % inner_size
-        in_range = strip < lane_count
+        outer, inner = strip // (inner_size * WIDTH), strip % (inner_size * WIDTH)
+        in_range = strip < lane_count * WIDTH
     uniforms = load_uniforms(inputs, KINDS, ACC)
-    uniforms = load_lanes(inputs, strides, uniforms, KINDS, outer, inner, in_range, ACC)
+    uniforms = load_lanes(inputs, strides, uniforms, KINDS, UNITS, outer, inner, in_range, ACC)
     state = tl.zeros((STRIP,), ACC)
     if carry_in is not None:
         state = tl.load(carry_in + (outer * carry_strides[0] + inner * carry_strides[1]), in_range, other=0).to(ACC)
@@ -78,7 +80,7 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
         for k in tl.static_range(UNROLL):
             t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
-            xs = xs + (load_step(inputs, strides, uniforms, KINDS, TAPS, outer, inner, t, steps, mask, ACC),)
+            xs = xs + (load_step(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, t, steps, mask, ACC),)
         for k in tl.static_range(UNROLL):
             t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
@@ -91,8 +93,8 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
                 is_counted = tl.where(mask, counts(xs[k], MASKS), False)
                 count, mean, m2 = add_moments(count, mean, m2, results[0], is_counted)
             for n in tl.static_range(len(outputs)):
-                lane = outer * out_strides[n][0] + inner * out_strides[n][2]
+                lane = lane_offset(out_strides, OUT_UNITS, n, outer, inner)
                 x = results[n].to(outputs[n].dtype.element_ty)
-                tl.store(outputs[n] + (lane + t * out_strides[n][1]), x, mask)
+                tl.store(outputs[n] + (lane + time_offset(out_strides, OUT_UNITS, n, t)), x, mask)
     if partials is not None:
         store_moments(partials, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), count, mean, m2)

@@ -23,12 +23,39 @@ LANES = tl.constexpr(4)
 
 
 @triton.jit
-def raised(x, ACC: tl.constexpr):
-    """Flags stay flags; numbers go to the dtype of the running sum."""
-    if x.dtype == tl.int1:
-        return x
+def as_bytes(pointer):
+    """A pointer to flags as one to bytes. A flag made of a byte has to wait for it; a byte may still be on its way."""
+    if pointer.dtype.element_ty == tl.int1:
+        return pointer.to(tl.pointer_type(tl.int8), bitcast=True)
+    else:
+        return pointer
+
+
+@triton.jit
+def raised(x, DTYPE: tl.constexpr, ACC: tl.constexpr):
+    """What was loaded through :func:`as_bytes`: flags become flags, numbers go to the dtype of the running sum."""
+    if DTYPE == tl.int1:
+        return x != 0
     else:
         return x.to(ACC)
+
+
+@triton.jit
+def widened(x):
+    """A number as one of 64 bits: what is computed from it may exceed 2^31."""
+    return tl.cast(x, tl.int64)
+
+
+@triton.jit
+def lane_offset(strides, UNITS: tl.constexpr, n: tl.constexpr, outer, inner):
+    """Where a lane of the ``n``-th tensor begins, in elements. Strides are counted in ``UNITS`` elements."""
+    return outer * strides[n][0] * UNITS[n][0] + inner * strides[n][2] * UNITS[n][2]
+
+
+@triton.jit
+def time_offset(strides, UNITS: tl.constexpr, n: tl.constexpr, t):
+    """How far step ``t`` of the ``n``-th tensor is from the beginning of its lane, in elements."""
+    return t * strides[n][1] * UNITS[n][1]
 
 
 @triton.jit
@@ -39,20 +66,21 @@ def load_uniforms(inputs, KINDS: tl.constexpr, ACC: tl.constexpr):
         if KINDS[n] == NUMBER:
             loaded = loaded + (tl.full((), inputs[n], ACC),)
         elif KINDS[n] == UNIFORM:
-            loaded = loaded + (raised(tl.load(inputs[n]), ACC),)
+            loaded = loaded + (raised(tl.load(as_bytes(inputs[n])), inputs[n].dtype.element_ty, ACC),)
         else:
             loaded = loaded + (0,)
     return loaded
 
 
 @triton.jit
-def load_lanes(inputs, strides, uniforms, KINDS: tl.constexpr, outer, inner, mask, ACC: tl.constexpr):
+def load_lanes(inputs, strides, uniforms, KINDS: tl.constexpr, UNITS: tl.constexpr, outer, inner, mask,
+               ACC: tl.constexpr):  # fmt: skip
     """``uniforms`` with what is the same for every step of a lane in its place, in the shape of ``outer`` and ``inner``."""
     loaded = ()
     for n in tl.static_range(len(KINDS)):
         if KINDS[n] == LANES:
-            x = tl.load(inputs[n] + (outer * strides[n][0] + inner * strides[n][2]), mask, other=0)
-            loaded = loaded + (raised(x, ACC),)
+            x = tl.load(as_bytes(inputs[n]) + lane_offset(strides, UNITS, n, outer, inner), mask, other=0)
+            loaded = loaded + (raised(x, inputs[n].dtype.element_ty, ACC),)
         else:
             loaded = loaded + (uniforms[n],)
     return loaded

@@ -1,10 +1,11 @@
-"""The rows strategy: time is contiguous. Tiles of ``[ROWS x Q vectors of V steps]``, a scan in each, a carry between.
+"""The rows strategy: tiles of ``[ROWS x Q vectors of V steps]``, a scan in each, a carry between.
 
-Each thread holds vectors of ``V`` neighbouring steps, so every access is up to 16 bytes wide. Vectors are processed from the
-end of time to its beginning (or the other way round for a gradient): the order is reversed through the *addresses* of the
-vectors, never through ``associative_scan(reverse=True)``. Within a vector the steps are composed in registers; across
-vectors an associative scan runs over the composites; then the state that enters each vector is walked through its steps
-once more, which gives the results.
+Each thread holds vectors of ``V`` neighbouring steps. Where time is contiguous, an access takes a vector (up to 16 bytes).
+Where lanes are, vectors are ``STACKED``: their steps are loaded one by one, each for several lanes at once. Vectors are
+processed from the end of time to its beginning (or the other way round for a gradient): the order is reversed through the
+*addresses* of the vectors, never through ``associative_scan(reverse=True)``. Within a vector the steps are composed in
+registers; across vectors an associative scan runs over the composites; then the state that enters each vector is walked
+through its steps once more, which gives the results.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
-from .memory import STEPS, load_lanes, load_uniforms, raised
+from .memory import STEPS, as_bytes, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
 from .scan import apply, combine, combine_both, join_vector, split_vector
 
@@ -24,21 +25,78 @@ def in_order(k, V, REVERSE):
     return V - 1 - k if REVERSE else k
 
 
+@triton.constexpr_function
+def accesses_of(V, STACKED):
+    """How many accesses a vector takes."""
+    return V if STACKED else 1
+
+
+@triton.constexpr_function
+def place_of(n, k, KINDS, KIND, V, STACKED):
+    """Where the ``k``-th access to the ``n``-th input stands among what is fetched of the inputs of one kind."""
+    return k + sum(int(KINDS[i]) == int(KIND) for i in range(n)) * (V if STACKED else 1)
+
+
 @triton.jit
-def load_vectors(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, UNITS: tl.constexpr,
-                 outer, inner, vector, steps, mask, V: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """For each of the ``V`` steps of a vector, a tuple with the value of every input."""
-    t = vector[None, :, None] * V + tl.arange(0, V)[None, None, :]
+def time_of(vector, k: tl.constexpr, V: tl.constexpr, STACKED: tl.constexpr):
+    """The steps that the ``k``-th access to a row of vectors takes: ``[1, Q]``, or ``[1, Q, V]`` for whole vectors at once."""
+    if STACKED:
+        return (vector * V + k)[None, :]
+    elif V == 1:
+        return vector[None, :]
+    else:
+        return vector[None, :, None] * V + tl.arange(0, V)[None, None, :]
+
+
+@triton.jit
+def beside_time(x, V: tl.constexpr, STACKED: tl.constexpr):
+    """``[ROWS, *]`` in a shape that broadcasts with :func:`time_of`.
+
+    (With a third dimension of one, Triton would bring every block from the layout of the load into that of the scan.)
+    """
+    if STACKED or V == 1:
+        return x
+    else:
+        return x[:, :, None]
+
+
+@triton.jit
+def fetch_vectors(inputs, strides, KINDS: tl.constexpr, TAPS: tl.constexpr, UNITS: tl.constexpr,
+                  outer, inner, vector, steps, mask, V: tl.constexpr, STACKED: tl.constexpr):  # fmt: skip
+    """What a tile needs of every input that is read step by step, as it lies in memory.
+
+    Nothing here looks at what arrives (flags stay bytes), so nobody waits: the results may be asked for long after.
+    """
+    there = beside_time(mask, V, STACKED)
+    fetched = ()
+    for n in tl.static_range(len(KINDS)):
+        if KINDS[n] == STEPS:
+            lane = beside_time(lane_offset(strides, UNITS, n, outer, inner)[:, None], V, STACKED)
+            for k in tl.static_range(accesses_of(V, STACKED)):
+                t = time_of(vector, k, V, STACKED)
+                inside = there
+                if TAPS[n] != 0:
+                    t += TAPS[n]
+                    inside = there & (t >= 0) & (t < steps)
+                x = tl.load(as_bytes(inputs[n]) + lane + time_offset(strides, UNITS, n, t), inside, other=0)
+                fetched = fetched + (x,)
+    return fetched
+
+
+@triton.jit
+def open_vectors(fetched, inputs, uniforms, KINDS: tl.constexpr, V: tl.constexpr, STACKED: tl.constexpr,
+                 ACC: tl.constexpr):  # fmt: skip
+    """For each of the ``V`` steps of a vector, a tuple with the value of every input, from :func:`fetch_vectors`."""
     split = ()
     for n in tl.static_range(len(KINDS)):
         if KINDS[n] == STEPS:
-            lane = (outer * strides[n][0] + inner * strides[n][2])[:, None, None] * UNITS[n]
-            if TAPS[n] == 0:
-                x = tl.load(inputs[n] + lane + t * strides[n][1], mask[:, :, None], other=0)
-            else:
-                s = t + TAPS[n]
-                x = tl.load(inputs[n] + lane + s * strides[n][1], mask[:, :, None] & (s >= 0) & (s < steps), other=0)
-            split = split + (split_vector(raised(x, ACC), V),)
+            pieces = ()
+            for k in tl.static_range(accesses_of(V, STACKED)):
+                x = fetched[place_of(n, k, KINDS, STEPS, V, STACKED)]
+                pieces = pieces + (raised(x, inputs[n].dtype.element_ty, ACC),)
+            if not STACKED:
+                pieces = split_vector(pieces[0], V)
+            split = split + (pieces,)
         else:
             split = split + (0,)
     by_step = ()
@@ -54,16 +112,20 @@ def load_vectors(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.conste
 
 
 @triton.jit
-def store_vectors(outputs, strides, UNITS: tl.constexpr, results, outer, inner, vector, mask, V: tl.constexpr):
-    """``results[step of the vector][output]`` to memory, a vector at a time."""
-    t = vector[None, :, None] * V + tl.arange(0, V)[None, None, :]
+def store_vectors(outputs, strides, UNITS: tl.constexpr, results, outer, inner, vector, mask, V: tl.constexpr,
+                  STACKED: tl.constexpr):  # fmt: skip
+    """``results[step of the vector][output]`` to memory, an access at a time."""
     for n in tl.static_range(len(outputs)):
         pieces = ()
         for j in tl.static_range(V):
-            pieces = pieces + (results[j][n],)
-        lane = (outer * strides[n][0] + inner * strides[n][2])[:, None, None] * UNITS[n]
-        x = join_vector(pieces, V).to(outputs[n].dtype.element_ty)
-        tl.store(outputs[n] + lane + t * strides[n][1], x, mask[:, :, None])
+            pieces = pieces + (results[j][n].to(outputs[n].dtype.element_ty),)
+        if not STACKED:
+            pieces = (join_vector(pieces, V),)
+        lane = beside_time(lane_offset(strides, UNITS, n, outer, inner)[:, None], V, STACKED)
+        for k in tl.static_range(accesses_of(V, STACKED)):
+            t = time_of(vector, k, V, STACKED)
+            to = outputs[n] + lane + time_offset(strides, UNITS, n, t)
+            tl.store(to, pieces[k], beside_time(mask, V, STACKED))
 
 
 @triton.jit
@@ -123,48 +185,98 @@ def tile_moments(count, mean, m2, xs, results, mask, MASKS: tl.constexpr, V: tl.
 
 
 @triton.jit
+def rows_at(block, lanes, inner_size, ROWS: tl.constexpr, WIDTH: tl.constexpr, SINGLE: tl.constexpr,
+            WIDE: tl.constexpr):  # fmt: skip
+    """Numbers of the rows of a block as ``outer, inner``, and whether they exist. Arguments as in :func:`rows`."""
+    if WIDE:
+        block, lanes, inner_size = widened(block), widened(lanes), widened(inner_size)
+    row = block * ROWS + tl.arange(0, ROWS)
+    in_range = (row < lanes * WIDTH)[:, None]
+    if SINGLE:
+        return tl.zeros_like(row), row, in_range
+    else:
+        return row // (inner_size * WIDTH), row % (inner_size * WIDTH), in_range
+
+
+@triton.jit
+def vectors_at(first, vectors, in_range, REVERSE: tl.constexpr, Q: tl.constexpr, WIDE: tl.constexpr):
+    """The ``Q`` vectors that are processed from the ``first``-th on, and which of them exist."""
+    place = first + tl.arange(0, Q)
+    if WIDE:
+        place = place.to(tl.int64)
+    vector = vectors - 1 - place if REVERSE else place
+    return vector, in_range & (place < vectors)[None, :]
+
+
+@triton.jit
+def run_tile(fetched, carry, moments, inputs, uniforms, outputs, out_strides, outer, inner, vector, mask, steps,
+             COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, MASKS: tl.constexpr,
+             OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
+             Q: tl.constexpr, STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Compute a tile from what was fetched, write it, and return the state that leaves it and the moments so far."""
+    xs = open_vectors(fetched, inputs, uniforms, KINDS, V, STACKED, ACC)
+    maps, a, b, a_before, b_before = compose_tile(xs, vector, steps, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q)
+    entering = apply(a_before, b_before, carry)
+    results = walk_tile(xs, maps, entering, vector, steps, FINISH, KINDS, MASKS, REVERSE, V)
+    carry = at_end(apply(a, b, carry), Q)
+    store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V, STACKED)
+    if len(moments) > 0:
+        moments = tile_moments(moments[0], moments[1], moments[2], xs, results, mask, MASKS, V)
+    return carry, moments
+
+
+@triton.jit
 def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, lanes, inner_size, vectors,
          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
-         REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-         Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+         REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, WIDTH: tl.constexpr,
+         SINGLE: tl.constexpr, STACKED: tl.constexpr, CHUNKED: tl.constexpr, AHEAD: tl.constexpr,
+         ACC: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """One program computes ``ROWS`` lanes over all of time, ``Q`` vectors of ``V`` steps at once.
 
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
-    ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Lane strides of an input are
-    counted in ``UNITS`` elements: in vectors where time is contiguous, which lets the compiler see the alignment. ``MASKS``:
-    see :mod:`.masks`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
+    ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Strides are counted in ``UNITS``
+    elements and the numbers of lanes, ``lanes`` and ``inner_size``, in ``WIDTH`` of them: what is a multiple of a 16-byte
+    access is so for the compiler to see. ``SINGLE``: there is one outer index. ``MASKS``: see :mod:`.masks`. ``partials``:
+    room for three numbers a program where moments are wanted (:mod:`.moments`).
+
+    ``CHUNKED``: time is longer than a tile. With ``AHEAD``, the next tile is then fetched before this one is computed, so that
+    its loads are in flight while the scan exchanges and the carry is on its way.
     """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    if WIDE:
-        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    in_range = (row < lanes)[:, None]
-    outer, inner = row // inner_size, row % inner_size
+    outer, inner, in_range = rows_at(tl.program_id(0), lanes, inner_size, ROWS, WIDTH, SINGLE, WIDE)
     uniforms = load_uniforms(inputs, KINDS, ACC)
-    uniforms = load_lanes(inputs, strides, uniforms, KINDS, outer[:, None], inner[:, None], in_range, ACC)
+    uniforms = load_lanes(inputs, strides, uniforms, KINDS, UNITS, outer[:, None], inner[:, None], in_range, ACC)
     carry = tl.zeros((ROWS, 1), ACC)
     if carry_in is not None:
         start = outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]
         carry = tl.load(carry_in + start, in_range, other=0).to(ACC)
     if partials is not None:
-        count, mean, m2 = tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC)
-    for first in range(0, vectors, Q):
-        place = first + tl.arange(0, Q)
-        if WIDE:
-            place = place.to(tl.int64)
-        vector = vectors - 1 - place if REVERSE else place
-        mask = in_range & (place < vectors)[None, :]
-        xs = load_vectors(
-            inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC
-        )
-        maps, a, b, a_before, b_before = compose_tile(
-            xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
-        )
-        entering = apply(a_before, b_before, carry)
-        results = walk_tile(xs, maps, entering, vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V)
-        carry = at_end(apply(a, b, carry), Q)
-        store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)
-        if partials is not None:
-            count, mean, m2 = tile_moments(count, mean, m2, xs, results, mask, MASKS, V)
+        moments = (tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC))
+    else:
+        moments = ()
+    steps = vectors * V
+    vector, mask = vectors_at(0, vectors, in_range, REVERSE, Q, WIDE)
+    if AHEAD or not CHUNKED:
+        fetched = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, steps, mask, V, STACKED)
+    if CHUNKED:
+        for first in range(0, vectors, Q):
+            vector, mask = vectors_at(first, vectors, in_range, REVERSE, Q, WIDE)
+            if AHEAD:
+                tile = fetched
+                next_vector, there = vectors_at(first + Q, vectors, in_range, REVERSE, Q, WIDE)
+                fetched = fetch_vectors(
+                    inputs, strides, KINDS, TAPS, UNITS, outer, inner, next_vector, steps, there, V, STACKED
+                )
+            else:
+                tile = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, steps, mask, V, STACKED)
+            carry, moments = run_tile(
+                tile, carry, moments, inputs, uniforms, outputs, out_strides, outer, inner, vector, mask, steps,
+                COEFFICIENTS, FINISH, KINDS, MASKS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+            )  # fmt: skip
+    else:
+        carry, moments = run_tile(
+            fetched, carry, moments, inputs, uniforms, outputs, out_strides, outer, inner, vector, mask, steps,
+            COEFFICIENTS, FINISH, KINDS, MASKS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+        )  # fmt: skip
     if partials is not None:
-        store_moments(partials, tl.program_id(0), count, mean, m2)
+        store_moments(partials, tl.program_id(0), moments[0], moments[1], moments[2])

@@ -48,14 +48,14 @@ def combine_both(a_first, b_first, ae_first, be_first, a_then, b_then, ae_then, 
 
 @triton.jit
 def split_vector(x, V: tl.constexpr):
-    """The ``V`` (1, 2, 4 or 8) elements of the last dimension of ``[R, Q, V]``, as a tuple of ``[R, Q]``.
+    """The ``V`` (1, 2, 4 or 8) elements of the last dimension of ``[R, Q, V]``, as a tuple of ``[R, Q]``; one is ``[R, Q]``.
 
     The elements of a vector lie in one thread, so this only renames registers.
     """
     R: tl.constexpr = x.shape[0]
     Q: tl.constexpr = x.shape[1]
     if V == 1:
-        return (tl.reshape(x, (R, Q)),)
+        return (x,)
     elif V == 2:
         x0, x1 = tl.split(x)
         return (x0, x1)
@@ -81,7 +81,7 @@ def join_vector(xs, V: tl.constexpr):
     R: tl.constexpr = xs[0].shape[0]
     Q: tl.constexpr = xs[0].shape[1]
     if V == 1:
-        return tl.reshape(xs[0], (R, Q, 1))
+        return xs[0]
     elif V == 2:
         return tl.join(xs[0], xs[1])
     elif V == 4:

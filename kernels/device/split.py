@@ -22,7 +22,17 @@ import triton.language as tl
 
 from .memory import load_lanes, load_uniforms
 from .moments import store_moments
-from .rows import at_end, compose_tile, load_vectors, store_vectors, tile_moments, walk_tile
+from .rows import (
+    at_end,
+    compose_tile,
+    fetch_vectors,
+    open_vectors,
+    rows_at,
+    store_vectors,
+    tile_moments,
+    vectors_at,
+    walk_tile,
+)
 from .scan import apply
 
 WAITING = tl.constexpr(0)
@@ -117,7 +127,8 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
           MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
           REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-          Q: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
+          Q: tl.constexpr, WIDTH: tl.constexpr, SINGLE: tl.constexpr, STACKED: tl.constexpr,
+          ACC: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
     """One program computes one tile: ``ROWS`` lanes, ``Q`` vectors of ``V`` steps. Arguments as in :func:`.rows.rows`, and:
 
     ``flags``: int32, zero at the start: the ticket counter, then one flag for each tile of each block of rows.
@@ -127,18 +138,12 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
     ticket = tl.atomic_add(flags, 1, sem="relaxed", scope="gpu")
     flags += 1
     tile, block = ticket // blocks, ticket % blocks
-    row = block * ROWS + tl.arange(0, ROWS)
-    place = tile * Q + tl.arange(0, Q)
-    if WIDE:
-        row = row.to(tl.int64)
-        place = place.to(tl.int64)
-    in_range = (row < lanes)[:, None]
-    outer, inner = row // inner_size, row % inner_size
-    vector = vectors - 1 - place if REVERSE else place
-    mask = in_range & (place < vectors)[None, :]
+    outer, inner, in_range = rows_at(block, lanes, inner_size, ROWS, WIDTH, SINGLE, WIDE)
+    vector, mask = vectors_at(tile * Q, vectors, in_range, REVERSE, Q, WIDE)
     uniforms = load_uniforms(inputs, KINDS, ACC)
-    uniforms = load_lanes(inputs, strides, uniforms, KINDS, outer[:, None], inner[:, None], in_range, ACC)
-    xs = load_vectors(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, ACC)
+    uniforms = load_lanes(inputs, strides, uniforms, KINDS, UNITS, outer[:, None], inner[:, None], in_range, ACC)
+    fetched = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, STACKED)
+    xs = open_vectors(fetched, inputs, uniforms, KINDS, V, STACKED, ACC)
     maps, a, b, a_before, b_before = compose_tile(
         xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
     )
@@ -169,7 +174,7 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
     results = walk_tile(
         xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V
     )
-    store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V)
+    store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V, STACKED)
     if partials is not None:
         count, mean, m2 = tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC)
         count, mean, m2 = tile_moments(count, mean, m2, xs, results, mask, MASKS, V)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..data import Problem
+from ..data import RAGGED, Problem
 from ..ops import Arguments, Outputs
 
 Call = Callable[[], Outputs]
@@ -34,6 +34,7 @@ class Peer:
     differentiable: ClassVar[bool] = True
     capturable: ClassVar[bool] = True
     compiles: ClassVar[bool] = False
+    ragged: ClassVar[bool] = False  # knows masks, packed sequences, derived next values and moments
     smaller: ClassVar[str] = ""
 
     def missing(self) -> str | None:
@@ -57,6 +58,9 @@ class Peer:
             return "has no gradient"
         if case.mode == "graph" and not self.capturable:
             return "cannot be captured in a CUDA graph"
+        unknown = [] if self.ragged else [name for name in case.variants if name in RAGGED]
+        if unknown:
+            return f"has no {', '.join(unknown)}"
         if self.compiles and not case.compiled_peers:
             return "compiled for a few shapes only"
         return None

@@ -13,6 +13,7 @@ class Ours(Peer):
     """``tritonrl.kernels``."""
 
     name = "tritonrl"
+    ragged = True
 
     def bind(self, problem: Problem) -> Call:
         """The function with the case's arguments; compiled with ``fullgraph=True`` where the case says so."""

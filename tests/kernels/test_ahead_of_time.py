@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ LAYOUTS = {
     "short rows": ((32768, 8, False), "rows"),
     "one long row": ((1, 2**20, False), "split"),
     "few long lanes": ((64, 4096, True), "split"),
+    "long rows": ((4096, 8192, False), "rows"),
+    "tiles of lanes": ((8192, 1024, True), "rows"),
 }
 CAPABILITIES = (80, 90, 100)
 WITH_DISCOUNTS = [op for op in SPECS if "bool with_discounts" in SPECS[op].schema]
@@ -71,13 +74,30 @@ def loads(found: Compiled, width: str) -> int:
     return found.accesses.get(f"ld.global.{width}", 0)
 
 
+def loops(ptx: str) -> list[list[str]]:
+    """The lines of every loop, from its label to the branch back."""
+    lines, at, found = ptx.splitlines(), dict[str, int](), []
+    for i, line in enumerate(lines):
+        if label := re.match(r"(\$L__BB\w+):", line):
+            at[label[1]] = i
+        if (branch := re.search(r"\bbra(?:\.uni)?\s+(\$L__BB\w+)", line)) and branch[1] in at:
+            found.append(lines[at[branch[1]] : i + 1])
+    return found
+
+
+def places(lines: list[str], what: str) -> list[int]:
+    return [i for i, line in enumerate(lines) if what in line]
+
+
 def assert_rows_of_vectors(found: Compiled, inputs: list[tuple[torch.dtype, int]], outputs: int) -> None:
     """Of float32, each thread reads four steps of a number at once (16 bytes), and four flags at once (4 bytes).
 
     A tap is off by one step and so by one number: these are read one by one (from the cache, which has the lines).
     """
     assert found.plan.vector == 4
-    vectors = found.plan.lanes * found.plan.vectors // (32 * found.plan.warps)
+    stored = vectors = found.plan.lanes * found.plan.vectors // (32 * found.plan.warps)
+    if found.plan.ahead and loops(found.ptx):
+        vectors *= 2  # the first tile is fetched before the loop
     numbers = [tap for dtype, tap in inputs if dtype is torch.float32]
     flags = [tap for dtype, tap in inputs if dtype is torch.bool]
     assert loads(found, "v4.b32") == numbers.count(0) * vectors
@@ -85,7 +105,7 @@ def assert_rows_of_vectors(found: Compiled, inputs: list[tuple[torch.dtype, int]
     singly = flags.count(0) * vectors + 4 * (len(numbers) - numbers.count(0)) * vectors
     carry = int(found.op == "linear_recurrence")
     assert loads(found, "b32") == singly + carry
-    assert found.accesses["st.global.v4.b32"] == outputs * vectors
+    assert found.accesses["st.global.v4.b32"] == outputs * stored
     assert not any(name.startswith("st.global") and name != "st.global.v4.b32" for name in found.accesses)
 
 
@@ -130,6 +150,40 @@ def test_other_dtypes_compile_without_spills_and_with_wide_accesses(op: str, lay
 def test_other_shapes_compile_without_spills(op: str, layout: str) -> None:
     found = compiled(op, layout, 90)
     assert loads(found, "v4.b32") + loads(found, "v2.b32") > 0, "the data are read in vectors"
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("layout", ["long rows", "tiles of lanes"])
+@pytest.mark.parametrize("op", ["gae", "reward_to_go", "gae_backward", "td_lambda_return_backward"])
+def test_the_loads_of_the_next_tile_are_issued_before_the_scan(op: str, layout: str, capability: int) -> None:
+    """In the loop over tiles every load stands in front of the first shuffle, and no number is looked at before it.
+
+    (Flags are: four come in a word, which is taken apart behind the load. The assembler does that after the first barrier.)
+    """
+    found = compiled(op, layout, capability, with_discounts=False)
+    assert found.plan.ahead
+    (body,) = (lines for lines in loops(found.ptx) if places(lines, "shfl"))
+    issued, first_shuffle, stores = places(body, "ld.global"), places(body, "shfl")[0], places(body, "st.global")
+    assert len(issued) == sum(n for name, n in found.accesses.items() if name.startswith("ld.global")) // 2
+    assert max(issued) < first_shuffle < min(stores)
+    for i in places(body, "ld.global.v4"):
+        arriving = re.findall(r"%r\w+", body[i].split("{")[1].split("}")[0])
+        assert len(arriving) == 4
+        between = "\n".join(body[i + 1 : first_shuffle])
+        assert not [x for x in arriving if re.search(rf"{x}\b", between)]
+
+
+@pytest.mark.parametrize("op", ["gae", "vtrace_backward"])
+def test_a_single_tile_has_no_loop_and_is_fetched_once(op: str) -> None:
+    found = compiled(op, "short rows", 90)
+    assert not loops(found.ptx)
+
+
+@pytest.mark.parametrize("layout", ["long rows", "tiles of lanes"])
+@pytest.mark.parametrize("op", SPECS)
+def test_tiles_one_after_the_other_compile_without_spills(op: str, layout: str) -> None:
+    found = compiled(op, layout, 90, with_discounts=False)
+    assert {name for name in found.accesses if name.startswith("st.global")} == {"st.global.v4.b32"}
 
 
 @pytest.mark.parametrize("op", WITH_DISCOUNTS)

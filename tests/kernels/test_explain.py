@@ -27,7 +27,8 @@ def data(*shape: int) -> list[torch.Tensor]:
     [
         ((4096, 128), -1, "rows", "8 short rows share a program"),
         ((2, 1 << 20), -1, "split", "would leave most of 132 multiprocessors idle"),
-        ((64, 16384), 0, "lanes", "lanes are contiguous"),
+        ((64, 65536), 0, "lanes", "there are enough of them"),
+        ((64, 4096), 0, "rows", "the threads of a tile share its steps too"),
         ((65536, 8), 0, "split", "8 of them are too few to keep 132 multiprocessors busy"),
     ],
 )

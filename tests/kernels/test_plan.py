@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from tritonrl.kernels.geometry import Lanes, expanded_strides, merge_lanes
-from tritonrl.kernels.plan import Plan, ceil_div, choose_plan, next_power_of_two, vector_width
+from tritonrl.kernels.plan import Plan, access_width, ceil_div, choose_plan, next_power_of_two
+from tritonrl.kernels.tables import DEFAULT
 
 MULTIPROCESSORS = (1, 16, 108, 132, 148)
-LANES = (1, 2, 3, 7, 31, 32, 33, 127, 1000, 4096, 65536, 100003, 2**20)
-STEPS = (1, 2, 3, 5, 8, 31, 127, 128, 129, 1000, 1024, 4096, 100000, 2**20)
+LANES = (1, 2, 3, 7, 12, 31, 32, 33, 127, 1000, 1022, 4096, 65536, 100003, 2**20)
+STEPS = (1, 2, 3, 5, 6, 8, 31, 127, 128, 129, 1000, 1024, 4096, 100000, 2**20)
 
 
 def plan_for(*tensors: Tensor, time_dim: int = -1, multiprocessors: int = 132, streams: int | None = None) -> Plan:
@@ -37,9 +38,15 @@ def lanes_plan(lanes: int, steps: int, item: int = 4, multiprocessors: int = 132
     return choose_plan(Lanes(1, steps, lanes), [strides], strides, item, multiprocessors, streams)
 
 
+def features_plan(lanes: int, steps: int, item: int = 4, multiprocessors: int = 132, streams: int = 7) -> Plan:
+    """[N, T, 4]: the next step of four lanes lies behind them."""
+    strides = (4 * steps, 4 if steps > 1 else 0, 1)
+    return choose_plan(Lanes(lanes, steps, 4), [strides], strides, item, multiprocessors, streams)
+
+
 def assert_covers(plan: Plan, sizes: Lanes) -> None:
     """Every lane has a program, none is needlessly there, and nothing is larger than the hardware takes."""
-    for n in (plan.lanes, plan.vector, plan.vectors, plan.unroll, plan.warps):
+    for n in (plan.lanes, plan.vector, plan.vectors, plan.unroll, plan.warps, plan.width):
         assert n == next_power_of_two(n) >= 1
     assert plan.warps <= 8
     assert all(n >= 1 for n in plan.grid)
@@ -49,16 +56,17 @@ def assert_covers(plan: Plan, sizes: Lanes) -> None:
         width = sizes.inner if plan.by_outer else sizes.lanes
         assert plan.grid[0] * plan.lanes >= width > (plan.grid[0] - 1) * plan.lanes
         assert plan.grid[1] == (sizes.outer if plan.by_outer else 1)
-        assert plan.lanes >= 32 * plan.warps, "every thread has a lane"
+        assert plan.lanes == 32 * plan.warps * plan.width, "every thread has an access"
         return
     assert plan.vector in (1, 2, 4, 8)
     assert sizes.steps % plan.vector == 0
     tiles = ceil_div(sizes.steps // plan.vector, plan.vectors)
     blocks = ceil_div(sizes.lanes, plan.lanes)
     assert plan.grid == ((tiles * blocks,) if plan.strategy == "split" else (blocks,))
+    assert plan.stacked or plan.width == 1, "an access takes a vector, or lanes"
     # Smaller tiles are laid out badly: see rows in plan.py.
-    assert plan.lanes * plan.vectors >= 32
-    assert plan.lanes * plan.vectors >= 32 * plan.warps, "every thread has a vector"
+    assert plan.lanes * plan.vectors >= 32 * plan.width
+    assert plan.lanes * plan.vectors >= 32 * plan.warps * plan.width, "every thread has a vector"
 
 
 @pytest.mark.parametrize("item", [2, 4, 8])
@@ -69,18 +77,89 @@ def test_every_tile_has_its_program(multiprocessors: int, item: int, streams: in
         sizes = Lanes(1, steps, lanes)
         for made in (rows_plan, lanes_plan):
             assert_covers(made(lanes, steps, item, multiprocessors, streams), sizes)
+        assert_covers(features_plan(lanes, steps, item, multiprocessors, streams), Lanes(lanes, steps, 4))
 
 
-def test_contiguous_time_is_walked_in_rows_and_contiguous_lanes_in_strips() -> None:
-    assert rows_plan(4096, 128).strategy == "rows"
-    assert lanes_plan(4096, 64).strategy == "lanes"
-    assert plan_for(torch.empty(512, 64)).strategy == "rows"
-    assert plan_for(torch.empty(64, 512), time_dim=-2).strategy == "lanes"
-    assert plan_for(torch.empty(512, 64, 1), time_dim=-2).strategy == "rows"
-    assert plan_for(torch.empty(512, 64, 64), time_dim=-2).strategy == "lanes"
+def test_contiguous_time_is_read_in_vectors_of_steps_and_contiguous_lanes_in_those_of_lanes() -> None:
+    assert rows_plan(4096, 128)[4:] == Plan("rows", (), 8, 4, 4, 32)[4:]
+    assert lanes_plan(65536, 64).strategy == "lanes"
+
+    def along(*tensors: Tensor, time_dim: int = -1) -> tuple[bool, int]:
+        plan = plan_for(*tensors, time_dim=time_dim, streams=7)
+        return plan.stacked or plan.strategy == "lanes", plan.width
+
+    assert along(torch.empty(512, 64)) == (False, 1)
+    assert along(torch.empty(64, 512), time_dim=-2) == (True, 4)
+    assert along(torch.empty(512, 64, 1), time_dim=-2) == (False, 1)
+    assert along(torch.empty(512, 64, 64), time_dim=-2) == (True, 4)
     # The results decide, not the inputs.
-    assert plan_for(torch.empty(64, 512).t(), torch.empty(512, 64)).strategy == "rows"
-    assert plan_for(torch.empty(512, 64), torch.empty(64, 512).t()).strategy == "lanes"
+    assert along(torch.empty(64, 512).t(), torch.empty(512, 64)) == (False, 1)
+    assert along(torch.empty(512, 64), torch.empty(64, 512).t()) == (True, 4)
+
+
+@pytest.mark.parametrize("item", [2, 4, 8])
+@pytest.mark.parametrize("made", [rows_plan, lanes_plan, features_plan])
+def test_every_access_has_16_bytes_where_the_extent_allows(made: Any, item: int) -> None:
+    """Whatever else a plan trades, in no shape of four or eight neighbours and more does a thread get fewer."""
+    for lanes, steps in itertools.product((8, 64, 1000, 4096, 32768, 2**20), (8, 64, 128, 1000, 4096, 2**20)):
+        plan = made(lanes, steps, item)
+        across = max(plan.width, 1 if plan.stacked else plan.vector)
+        assert across == min(16 // item, 4 if made is features_plan else 8)
+
+
+def in_flight(plan: Plan, sizes: Lanes) -> float:
+    """Bytes of GAE in float32 that a multiprocessor has asked for at a time, when every program has been started."""
+    steps = plan.unroll if plan.strategy == "lanes" else (1 + plan.ahead) * plan.vectors * plan.vector
+    return sizes.lanes * min(steps, sizes.steps) * 14 / 132
+
+
+@pytest.mark.parametrize(("lanes", "steps"), [(32768, 8), (32768, 16), (4096, 32)])
+def test_the_small_shapes_of_the_targets_ask_for_all_they_need_at_once_or_for_enough(lanes: int, steps: int) -> None:
+    for made in (rows_plan, lanes_plan):
+        plan = made(lanes, steps)
+        assert min(in_flight(plan, Lanes(1, steps, lanes)), DEFAULT.bytes_in_flight) >= min(
+            lanes * steps * 14 / 132, DEFAULT.bytes_in_flight
+        )
+        assert plan.strategy != "split" and plan.grid[0] >= 132
+
+
+def test_lanes_go_in_strips_where_these_keep_memory_busy_and_in_tiles_where_they_do_not() -> None:
+    for lanes in (128, 1024, 4096, 8192, 16384):
+        assert lanes_plan(lanes, 64).strategy == "rows"
+    for lanes in (32768, 65536, 2**20):
+        plan = lanes_plan(lanes, 64)
+        assert plan.strategy == "lanes"
+        assert in_flight(plan, Lanes(1, 64, lanes)) >= DEFAULT.bytes_in_flight
+    assert lanes_plan(4096, 4096).strategy == "rows"
+    assert lanes_plan(64, 4096).strategy == "split"
+
+
+def test_a_few_features_with_their_next_step_behind_them_are_a_tile_as_narrow_as_they_are() -> None:
+    plan = features_plan(2048, 512)
+    assert (plan.strategy, plan.lanes, plan.width) == ("rows", 4, 4)
+    # Where time is short, several share a program.
+    assert features_plan(8192, 8).lanes > 4
+
+
+def test_what_has_many_streams_is_not_fetched_ahead() -> None:
+    assert rows_plan(8192, 4096, streams=7).ahead
+    assert not rows_plan(8192, 4096, streams=23).ahead
+    assert lanes_plan(8192, 4096, streams=7).ahead
+    assert not lanes_plan(8192, 4096, streams=23).ahead
+
+
+def test_what_crowds_the_registers_is_not_looped_over_in_tiles() -> None:
+    """The gradient of V-trace in 16 bits: 20 streams of 8 lanes a thread. In strips where lanes are half enough, else split."""
+    assert lanes_plan(65536, 128, item=2, streams=20).strategy == "lanes"
+    assert lanes_plan(8192, 1024, item=2, streams=20).strategy == "split"
+    assert lanes_plan(8192, 1024, item=2, streams=7).strategy == "rows"
+    assert lanes_plan(8192, 16, item=2, streams=20).strategy == "rows"  # a single tile
+
+
+def test_nothing_is_fetched_ahead_of_a_single_tile() -> None:
+    for made in (rows_plan, lanes_plan):
+        assert not made(4096, 32).ahead
+        assert not made(1, 2**20).ahead
 
 
 def test_a_single_step_is_a_matter_of_lanes() -> None:
@@ -96,6 +175,7 @@ def test_few_long_lanes_are_split_over_the_card() -> None:
         assert plan.grid[0] >= 132
         assert made(100003, 2**10).strategy != "split"
         assert made(1, 64).strategy != "split"
+        assert made(8, 128).strategy != "split"
 
 
 def test_short_rows_share_a_program_when_there_are_many() -> None:
@@ -117,16 +197,17 @@ def test_a_card_with_more_processors_gets_at_least_as_many_programs() -> None:
     [(1000, 4, 4), (1000, 2, 8), (1000, 8, 2), (1002, 4, 2), (1001, 4, 1), (4, 4, 4), (4, 2, 4), (12, 2, 4), (1, 4, 1)],
 )
 def test_a_vector_fills_sixteen_bytes_of_the_widest_dtype_and_divides_time(steps: int, item: int, width: int) -> None:
-    assert vector_width(steps, [(0, 1, steps)], item) == width
+    assert access_width(steps, [(0, 1, steps)], item, 1) == width
+    assert access_width(steps, [(0, steps, 1)], item, 2) == width
 
 
 def test_a_vector_keeps_every_row_aligned() -> None:
-    assert vector_width(64, [(0, 1, 64), (0, 1, 66)], 4) == 2  # rows of 66: every second begins off
-    assert vector_width(64, [(0, 1, 65)], 4) == 1
-    assert vector_width(64, [(64 * 3 + 1, 1, 64)], 4) == 1
-    assert vector_width(64, [(0, 1, 64), (0, 5, 1)], 4) == 4  # what is gathered anyway does not count
-    assert vector_width(64, [(0, 1, 64), (0, 0, 1)], 4) == 4  # neither does what is broadcast along time
-    assert vector_width(64, [(0, 1, 0)], 4) == 4
+    assert access_width(64, [(0, 1, 64), (0, 1, 66)], 4, 1) == 2  # rows of 66: every second begins off
+    assert access_width(64, [(0, 1, 65)], 4, 1) == 1
+    assert access_width(64, [(64 * 3 + 1, 1, 64)], 4, 1) == 1
+    assert access_width(64, [(0, 1, 64), (0, 5, 1)], 4, 1) == 4  # what is gathered anyway does not count
+    assert access_width(64, [(0, 1, 64), (0, 0, 1)], 4, 1) == 4  # neither does what is broadcast along time
+    assert access_width(64, [(0, 1, 0)], 4, 1) == 4
 
 
 def test_wider_dtypes_get_narrower_vectors() -> None:
@@ -136,20 +217,19 @@ def test_wider_dtypes_get_narrower_vectors() -> None:
     assert plan_for(torch.empty(512, 64, dtype=torch.bfloat16), torch.empty(512, 64)).vector == 4
 
 
-def test_strips_give_each_thread_sixteen_bytes_when_there_are_lanes_enough() -> None:
-    for item in (2, 4, 8):
-        plan = lanes_plan(2**20, 64, item)
-        assert plan.lanes // (32 * plan.warps) == 16 // item
-    assert lanes_plan(64, 64).lanes <= 64
+def test_an_access_across_lanes_keeps_every_step_aligned() -> None:
+    assert access_width(64, [(0, 64, 1), (0, 66, 1)], 4, 2) == 2
+    assert access_width(64, [(64 * 3 + 1, 64, 1)], 4, 2) == 1
+    assert access_width(64, [(0, 64, 1), (0, 1, 5)], 4, 2) == 4  # what is gathered anyway does not count
+    assert access_width(64, [(0, 64, 1), (0, 65, 0)], 4, 2) == 4  # neither does what is broadcast over lanes
 
 
 def test_strips_stay_inside_one_outer_index_where_lanes_are_contiguous() -> None:
-    plan = plan_for(torch.empty(40, 16, 512), time_dim=-2)
-    assert plan.by_outer
-    assert plan.grid[1] == 40
-    assert_covers(plan, Lanes(40, 16, 512))
+    plan = plan_for(torch.empty(400, 16, 512), time_dim=-2, streams=7)
+    assert (plan.strategy, plan.by_outer, plan.grid[1]) == ("lanes", True, 400)
+    assert_covers(plan, Lanes(400, 16, 512))
     # Few inner lanes would leave threads idle, and the hardware has no room for more than 65535 outer ones.
-    assert not plan_for(torch.empty(40, 16, 3), time_dim=-2).by_outer
+    assert not plan_for(torch.empty(400, 16, 3), time_dim=-2).by_outer
     assert not plan_for(torch.empty(70000, 2, 32, device="meta"), time_dim=-2).by_outer
 
 

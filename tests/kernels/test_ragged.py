@@ -403,22 +403,25 @@ def test_bad_arguments_get_errors_that_name_them() -> None:
 INTERPRETED = """
 import sys
 from tritonrl.kernels import check, launch, plan
-from tritonrl.kernels.plan import Plan, ceil_div, vector_width
+from tritonrl.kernels.plan import Plan, ceil_div
 
-def small(strategy):
-    "Tiles so small that every strategy needs many of them."
-    def decide(sizes, strides, out_strides, widest_item, *rest):
+def small(strategy, across):
+    "Tiles so small that every strategy needs many of them; across: accesses take two lanes, not two steps."
+    def choose(sizes, *_):
         if strategy == "lanes":
-            return Plan("lanes", (ceil_div(sizes.lanes, 2), 1), 2, 1, unroll=2), ""
-        vector = min(2, vector_width(sizes.steps, strides, widest_item))
-        rows = 2 if strategy == "rows" else 1
+            return Plan("lanes", (ceil_div(sizes.lanes, 2), 1), 2, 1, unroll=2)
+        vector = 2 if sizes.steps % 2 == 0 else 1
+        rows = 2 if strategy == "rows" or across else 1
         blocks, tiles = ceil_div(sizes.lanes, rows), ceil_div(sizes.steps, 2 * vector)
-        return Plan(strategy, (blocks * (1 if strategy == "rows" else tiles),), rows, 1, vector=vector, vectors=2), ""
-    return decide
+        grid = (blocks * (1 if strategy == "rows" else tiles),)
+        width = 2 if across and sizes.inner % 2 == 0 else 1
+        return Plan(strategy, grid, rows, 1, vector, 2, width=width, stacked=across, ahead=strategy == "rows")
+    return choose
 
 wrong = []
-for strategy, size, layout in (("rows", (10, 3), False), ("lanes", (5, 3), True), ("split", (8, 2), False)):
-    launch.decide = small(strategy)
+cases = (("rows", (10, 3), False), ("rows", (6, 4), True), ("lanes", (5, 3), True), ("split", (8, 2), False))
+for strategy, size, layout in cases:
+    launch.choose_plan = small(strategy, layout)
     launch._prepared.clear()
     for variant in check._variants():
         if variant.optional or variant.op == "gae_extended":
@@ -426,6 +429,8 @@ for strategy, size, layout in (("rows", (10, 3), False), ("lanes", (5, 3), True)
             assert result.backend == "triton"
             print(strategy, result)
             wrong += [] if result.ok else [(strategy, result)]
+            used = {prepared.plan.strategy for prepared in launch._prepared.values()}
+            wrong += [] if used == {strategy} else [(strategy, used)]
 sys.exit(f"{wrong}" if wrong else 0)
 """
 
@@ -436,7 +441,7 @@ def test_triton_kernels_in_the_interpreter_agree_with_the_twin_in_every_strategy
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("ok=True") == 33
+    assert done.stdout.count("ok=True") == 44
 
 
 @pytest.mark.skipif(bool(int(os.environ.get("TRITON_INTERPRET", "0"))), reason="compiled code needs the real compiler")

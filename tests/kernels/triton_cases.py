@@ -67,7 +67,15 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
     """Make every launch use one strategy with tiny tiles."""
 
     def forced(
-        strategy: str, lanes: int, vector: int = 1, vectors: int = 1, unroll: int = 1, by_outer: bool = False
+        strategy: str,
+        lanes: int,
+        vector: int = 1,
+        vectors: int = 1,
+        unroll: int = 1,
+        by_outer: bool = False,
+        width: int = 1,
+        stacked: bool = False,
+        ahead: bool = True,
     ) -> None:
         def choose(sizes: Lanes, *_: Any) -> Plan:
             blocks = ceil_div(sizes.inner if by_outer else sizes.lanes, lanes)
@@ -76,7 +84,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
                 grid = (blocks, sizes.outer if by_outer else 1)
             if strategy == "split":
                 grid = (blocks * ceil_div(sizes.steps, vector * vectors),)
-            return Plan(strategy, grid, lanes, 1, vector, vectors, unroll, by_outer)
+            return Plan(strategy, grid, lanes, 1, vector, vectors, unroll, by_outer, width, stacked, ahead)
 
         monkeypatch.setattr(launch, "choose_plan", choose)
         launch._prepared.clear()
@@ -158,6 +166,40 @@ def test_tiles_that_look_back_with_discounts_that_are_one_number(op: str, force:
     force("split", lanes=2, vectors=2)
     args = hide_nan(convert(draw(op, (3, 3), -1, ends=0.2, discounts="scalar"), torch.float32))
     check_gradients(op, args, -1)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("op", OPS)
+def test_tiles_of_contiguous_lanes_one_after_the_other(op: str, ahead: bool, force: Force) -> None:
+    """Accesses of two lanes, vectors of two steps that lie apart, three tiles of which the last is not full."""
+    force("rows", lanes=4, vector=2, vectors=2, width=2, stacked=True, ahead=ahead)
+    args = hide_nan(convert(draw(op, (10, 6), 0, ends=0.3, discounts="step"), torch.float32))
+    if ahead:
+        check_gradients(op, args, 0)
+    else:
+        check(op, args, 0)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_tiles_of_single_steps_when_the_next_is_not_fetched_ahead(ahead: bool, force: Force) -> None:
+    force("rows", lanes=2, vector=1, vectors=4, ahead=ahead)
+    check_gradients("vtrace", convert(draw("vtrace", (3, 9), -1, ends=0.2, discounts="scalar"), torch.float32), -1)
+
+
+@pytest.mark.parametrize("op", ["vtrace", "linear_recurrence_carried"])
+def test_tiles_of_contiguous_lanes_look_back(op: str, force: Force) -> None:
+    force("split", lanes=2, vector=2, vectors=2, width=2, stacked=True)
+    args = hide_nan(convert(draw(op, (10, 4), 0, ends=0.2, discounts="scalar"), torch.float32))
+    check_gradients(op, args, 0)
+
+
+@pytest.mark.parametrize("strategy", ["rows", "lanes", "split"])
+def test_accesses_across_the_lanes_of_two_dimensions(strategy: str, force: Force) -> None:
+    """[N, T, F] with one flag for all features, and four lanes an access: an outer index ends within a tile."""
+    stacked = strategy != "lanes"
+    force(strategy, lanes=8, vector=2 if stacked else 1, vectors=2, unroll=2, width=4, stacked=stacked)
+    args = convert(draw("gae", (3, 6, 4), 1, ends=0.3), torch.float32)
+    check("gae", {n: one_flag(0, x) if isinstance(x, Tensor) else x for n, x in args.items()}, 1)
 
 
 @pytest.mark.parametrize(("vector", "dtype"), [(1, torch.float64), (4, torch.float32), (8, torch.bfloat16)], ids=str)
@@ -302,10 +344,11 @@ def test_lane_dimensions_that_do_not_merge_are_copied_into_one_layout() -> None:
         ("gae", (2, 1), -1, "lanes"),
         ("gae", (1, 127), -1, "rows"),
         ("vtrace", (3, 129), -1, "rows"),
-        ("td_lambda_return", (5, 2), 0, "lanes"),
-        ("reward_to_go", (2, 33, 3), 1, "lanes"),
+        ("td_lambda_return", (2, 5), 0, "lanes"),
+        ("td_lambda_return", (5, 2), 0, "rows"),
+        ("reward_to_go", (2, 33, 3), 1, "rows"),
         ("linear_recurrence_forwards", (2, 1000), -1, "rows"),
-        ("reward_to_go", (130, 3), 0, "split"),
+        ("reward_to_go", (2052, 3), 0, "split"),
     ],
 )
 def test_the_plans_that_are_really_made(op: str, shape: tuple[int, ...], time_dim: int, strategy: str) -> None:

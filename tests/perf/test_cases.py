@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perf.cases import Case, registry, select
-from perf.data import LAYOUTS, VARIANTS, make_problem, minimum_bytes, stored_bytes
+from perf.data import LAYOUTS, RAGGED, VARIANTS, make_problem, minimum_bytes, stored_bytes
 from perf.ops import OPS, kernel_of, unsupported
 
 EVERY = [*registry("cpu"), *registry("cuda")]
@@ -74,6 +74,34 @@ def test_gae_moves_22_bytes_a_step_forwards_and_backwards() -> None:
     for direction in ("forward", "backward"):
         problem = make_problem(Case("gae", "classic", 8, 16, direction=direction), "cpu")
         assert minimum_bytes(problem) == 22 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("variants", "steps_bytes"),
+    [(("bootstrap",), 18), (("valid",), 23), (("valid", "skip"), 24), (("packed",), 22), (("moments",), 22)],
+)
+def test_masks_cost_a_byte_and_a_bootstrap_row_saves_four(variants: tuple[str, ...], steps_bytes: int) -> None:
+    problem = make_problem(Case("gae", "tokens", 8, 16, variants=variants), "cpu")
+    once = sum(stored_bytes(problem.arguments[x]) for x in ("cu_seqlens", "bootstrap_value") if x in problem.arguments)
+    assert minimum_bytes(problem) == steps_bytes * 8 * 16 + once
+
+
+def test_every_ragged_variant_is_measured_on_both_devices_and_in_quick() -> None:
+    for device in ("cpu", "cuda"):
+        tokens = {name for case in registry(device) if case.regime == "tokens" for name in case.variants}
+        assert set(RAGGED) <= tokens
+        assert (
+            any({"packed", "skip"} <= set(case.variants) for case in registry(device, quick=True)) or device == "cuda"
+        )
+
+
+def test_what_does_not_count_is_nan_in_the_data() -> None:
+    for name in ("valid", "skip"):
+        problem = make_problem(Case("gae", "tokens", 8, 64, "TN", variants=(name,)), "cpu")
+        counts = problem.arguments["valid"] if name == "valid" else ~problem.arguments["skip"]
+        assert 0 < int(counts.sum()) < counts.numel()
+        for x in problem.full_tensors():
+            assert torch.equal(x.isnan(), ~counts)
 
 
 def test_a_flag_that_stands_for_several_features_is_counted_once() -> None:

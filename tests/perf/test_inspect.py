@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
+from perf.__main__ import main
 from perf.inspect import Cache, inspect_all
 from perf.launches import CAPABILITIES, QUICK, launches
 from perf.occupancy import occupancy
 from perf.ptx import Access, accesses
 from perf.streams import Inspected, Stream, inspect_launch
+from tritonrl.kernels.specs import ALL_SPECS
 
 PTX = """
 .visible .entry rows(
@@ -67,7 +70,7 @@ def test_occupancy_is_limited_by_whatever_runs_out_first(
 
 
 def _stream(**changed: object) -> Stream:
-    plain = Stream("reward", "data", (16, 16), 16, 16, 4.0, 4.0)
+    plain = Stream("reward", "data", (16, 16), 16, 4.0, 4.0)
     return dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
 
 
@@ -77,7 +80,7 @@ def _inspected(stream: Stream, **changed: object) -> Inspected:
 
 
 def test_a_clean_kernel_has_no_findings() -> None:
-    assert _inspected(_stream()).findings(strict=True) == []
+    assert _inspected(_stream()).findings() == []
 
 
 @pytest.mark.parametrize(
@@ -100,17 +103,16 @@ def test_taps_and_repeated_flags_are_no_findings() -> None:
         assert _inspected(_stream(role=role, widths=(1,), bytes_per_step=40.0)).findings() == []
 
 
-def test_narrow_by_plan_is_a_finding_only_when_strict() -> None:
-    narrow = _inspected(_stream(widths=(4,), possible=4))
-    assert narrow.findings() == [] and narrow.findings(strict=True)
-
-
 def test_every_op_every_dtype_and_every_capability_is_inspected() -> None:
     every = launches()
     assert len({x.id for x in every}) == len(every)
     assert {x.capability for x in every} == set(CAPABILITIES)
     assert {x.dtype for x in every} == {"float32", "float16", "bfloat16", "float64"}
-    assert {"gae", "gae_backward", "vtrace_backward", "linear_recurrence_backward"} <= {x.op for x in every}
+    assert {x.op for x in every} == set(ALL_SPECS)
+    for op, spec in ALL_SPECS.items():
+        asked = {part for x in every if x.op == op for part in x.asked}
+        assert ("masks" in asked) == bool(spec.optional) and ("discounts" in asked) == bool(spec.discount_outputs)
+    assert {"moments", "derived"} <= {part for x in every for part in x.asked}
 
 
 def test_quick_has_a_kernel_for_each_of_its_patterns() -> None:
@@ -155,3 +157,36 @@ def test_a_result_is_kept_until_something_that_it_depends_on_changes(
     assert first == again and len(compiled) == 1
     inspect_all([launch], cache=Cache(path, "two").read())
     assert len(compiled) == 2
+
+
+@pytest.mark.parametrize(("widths", "code"), [((16, 16), 0), ((16, 4), 1)], ids=["wide", "scalar"])
+def test_a_scalar_access_makes_the_exit_code_one_and_stands_in_the_record(
+    widths: tuple[int, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perf.inspect.inspect_launch", lambda launch: _inspected(_stream(widths=widths), id=launch.id))
+    path = tmp_path / "kernels.json"
+    arguments = ["inspect", "--quick", "--no-cache", "--jobs", "1", "--json", str(path)]
+    assert main(arguments) == code
+    made = json.loads(path.read_text())
+    assert made["kernels"] == len(QUICK) == len(made["by_id"])
+    assert len(made["findings"]) == code * len(QUICK)
+    assert {line["narrowest"] for line in made["by_id"].values()} == {min(widths) // 4}
+
+
+def test_the_capabilities_of_one_kernel_follow_one_another() -> None:
+    every = launches()
+    for first in range(0, len(every), len(CAPABILITIES)):
+        together = every[first : first + len(CAPABILITIES)]
+        assert len({x._replace(capability=0) for x in together}) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "op", "role", "width"),
+    [("tiles", "gae", "data", 16), ("features", "gae", "repeated", 1), ("rows-odd", "gae", "data", 4)],
+)
+def test_the_layout_decides_what_is_possible(shape: str, op: str, role: str, width: int) -> None:
+    """16 bytes of numbers; a flag of several lanes is no stream of data; rows of 129 steps cannot be read in vectors."""
+    (launch,) = (x for x in launches(["gae/*/float32"], (90,)) if x.id == f"{op}/{shape}/float32/sm_90")
+    found = inspect_launch(launch)
+    assert found.findings() == []
+    assert {max(s.widths) for s in (*found.loads, *found.stores) if s.role == role and s.least in (4.0, 1.0)} >= {width}

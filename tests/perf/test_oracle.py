@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from torch import Tensor
 from perf import oracle
 from perf.cases import Case
 from perf.data import LAYOUTS, Problem, make_problem
-from perf.ops import OPS
+from perf.gate import judge
+from perf.ops import OPS, as_tuple, kernel_of, unsupported
 from perf.peers.steps import SOLVE, log_step_scan, sequential_scan
 
 
@@ -77,3 +80,68 @@ def test_the_gradient_of_a_single_step_is_known_by_hand() -> None:
     one: Tensor = torch.ones(1, 1, dtype=torch.float64)
     reward, value, next_value = oracle.gradient(problem, (one, 2 * one))
     assert (reward.item(), value.item(), next_value.item()) == (3.0, -1.0, pytest.approx(3 * 0.99))
+
+
+RAGGED_OPS = [op for op in OPS if op != "linear_recurrence"]
+_MORE = (("packed",), ("valid",), ("skip",), ("bootstrap",), ("moments",), ("valid", "skip", "bootstrap", "moments"))
+
+
+def _takes(op: str, variants: tuple[str, ...]) -> bool:
+    return op == "gae" or not {"skip", "bootstrap", "moments"} & set(variants)
+
+
+@pytest.mark.parametrize("variants", [*_MORE, ("packed", "skip", "bootstrap", "moments"), ("packed", "one_flag")])
+@pytest.mark.parametrize("layout", ["NT", "NTF"])
+@pytest.mark.parametrize("op", RAGGED_OPS)
+def test_the_gate_passes_our_ragged_results_and_gradients(op: str, layout: str, variants: tuple[str, ...]) -> None:
+    if not _takes(op, variants) or (op == "reward_to_go" and "one_flag" in variants):
+        assert unsupported(op, _problem("gae", variants=variants).arguments) or op == "reward_to_go"
+        return
+    problem = _problem(op, layout, variants, lanes=8, steps=37)
+    assert judge(as_tuple(kernel_of(op)(**problem.arguments)), oracle.answer(problem), OPS[op].outputs, 1e-10).ok
+    if {"bootstrap", "moments"} & set(variants):
+        return
+    leaves = problem.requiring_grad()
+    results = as_tuple(kernel_of(op)(**leaves.arguments))
+    incoming = tuple(torch.randn(problem.shape, dtype=torch.float64) for _ in results)
+    grads = torch.autograd.grad(results, [leaves.arguments[name] for name in OPS[op].differentiated], incoming)
+    assert judge(grads, oracle.gradient(problem, incoming), OPS[op].differentiated, 1e-10).ok
+
+
+def test_packed_sequences_are_those_that_are_solved_one_by_one() -> None:
+    problem = _problem("gae", variants=("packed", "bootstrap"), lanes=5, steps=7)
+    whole, offsets = oracle.answer(problem), problem.arguments["cu_seqlens"].tolist()
+    for i, (first, end) in enumerate(pairwise(offsets)):
+        alone = {name: problem.arguments[name][None, first:end] for name in ("reward", "value", "done", "terminated")}
+        row = problem.arguments["bootstrap_value"][i : i + 1]
+        one = _problem("gae", lanes=1, steps=end - first).with_arguments(**alone, bootstrap_value=row)
+        for found, wanted in zip(oracle.answer(one), whole, strict=True):
+            torch.testing.assert_close(found[0], wanted[first:end])
+
+
+def test_skipped_tokens_might_as_well_not_be_there() -> None:
+    problem = _problem("gae", variants=("skip", "bootstrap"), lanes=1, steps=100)
+    kept = ~problem.arguments["skip"][0]
+    assert 0 < int(kept.sum()) < 100
+    fewer = {name: problem.arguments[name][:, kept] for name in ("reward", "value", "terminated")}
+    ends = problem.arguments["done"][0].clone()
+    for t in range(98, -1, -1):  # a done on a skipped token cuts behind the last token before it that is not
+        if not kept[t + 1] and ends[t + 1]:
+            ends[t] = True
+    rest = _problem("gae", lanes=1, steps=int(kept.sum())).with_arguments(
+        **fewer, done=ends[None, kept], bootstrap_value=problem.arguments["bootstrap_value"]
+    )
+    for found, wanted in zip(oracle.answer(rest), oracle.answer(problem), strict=True):
+        torch.testing.assert_close(found[0], wanted[0, kept])
+        assert not wanted[0, ~kept].any()
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_moments_that_are_off_do_not_pass_the_gate(which: int) -> None:
+    problem = _problem("gae", variants=("skip", "moments"), lanes=4, steps=50)
+    exact = oracle.answer(problem)
+    wrong = [x.clone() for x in exact]
+    wrong[2][which] += 1e-3 * wrong[2][2]
+    assert judge(exact, exact, OPS["gae"].outputs, 1e-4).ok
+    verdict = judge(wrong, exact, OPS["gae"].outputs, 1e-4)
+    assert not verdict.ok and "moments" in verdict.detail
