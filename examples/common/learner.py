@@ -21,7 +21,10 @@ class Learner(ABC):
     """Attributes with a ``state_dict``, which together are all that the next update depends on."""
 
     steps_per_update: int
-    """Environment steps that one update takes, over all environments."""
+    """Environment steps that one update takes, over all environments; or how many of ``unit``."""
+
+    unit: ClassVar[str] = "environment steps"
+    """What the run counts."""
 
     phases: dict[str, str]
     """Where time goes: the clock's name of each part that the report tells, in order, and what to call it."""

@@ -1,8 +1,9 @@
-"""Actor and critic: small tanh networks as tensordict modules."""
+"""Actors and critics: small networks as tensordict modules."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,8 @@ import torch
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
+
+from tritonrl.modules import MLP, NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 
 from .environments import Environments
 
@@ -62,3 +65,25 @@ def make_critic(environments: Environments, hidden: int) -> TensorDictModule:
     """The value function V(s) with key ``state_value``."""
     [inputs] = environments.observation_shape
     return TensorDictModule(mlp(inputs, hidden, 1, 1.0), ["observation"], ["state_value"])
+
+
+def relu_mlp(inputs: int, hidden: int, outputs: int | Sequence[int]) -> MLP:
+    """Two layers of rectified units; several inputs are joined, and several ``outputs`` are the shape of the output."""
+    return MLP(inputs, outputs, num_cells=[hidden] * 2, activation_class=nn.ReLU)
+
+
+def make_squashed_actor(environments: Environments, hidden: int) -> ProbabilisticActor:
+    """A policy whose ``action`` is a normal distribution's, squashed into [-1, 1] by tanh: for actions from a Box."""
+    [inputs], size = environments.observation_shape, gym.spaces.flatdim(environments.action_space)
+    network = nn.Sequential(relu_mlp(inputs, hidden, 2 * size), NormalParamExtractor())
+    body = TensorDictModule(network, ["observation"], ["loc", "scale"])
+    return ProbabilisticActor(body, ["loc", "scale"], distribution_class=TanhNormal, return_log_prob=True)
+
+
+def make_action_value(environments: Environments, hidden: int, key: str = "state_action_value") -> ValueOperator:
+    """The action value Q(s, a), written under ``key``: of the action given, or of all actions where they are Discrete."""
+    [inputs], actions = environments.observation_shape, environments.action_space
+    if isinstance(actions, gym.spaces.Discrete):
+        return ValueOperator(relu_mlp(inputs, hidden, int(actions.n)), out_keys=[key])
+    network = relu_mlp(inputs + gym.spaces.flatdim(actions), hidden, 1)
+    return ValueOperator(network, in_keys=["observation", "action"], out_keys=[key])

@@ -47,13 +47,13 @@ count, positive = number(int, 1), number(float, 0, open_low=True)
 non_negative, fraction = number(float, 0), number(float, 0, 1)
 
 
-def common_options(prog: str, description: str) -> Parser:
-    """The options that every example has; an example adds its own."""
+def common_options(prog: str, description: str, unit: str = "environment steps") -> Parser:
+    """The options that every example has; an example adds its own. ``unit`` is what it counts."""
     parser = Parser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--env", default="CartPole-v1", help="Gymnasium id of an environment with Discrete or Box actions")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
-    add("--total-steps", type=count, default=200_000, help="environment steps, rounded up to whole updates")
+    add("--total-steps", type=count, default=200_000, help=f"{unit}, rounded up to whole updates")
     add("--num-envs", type=count, default=16, help="environments that step side by side (N)")
     add("--hidden", type=count, default=64, help="width of the two hidden layers of actor and critic")
     add("--gamma", type=fraction, default=0.98, help="discount factor")

@@ -117,6 +117,14 @@ class ReplayBuffer:
         oldest_first = (self.position - self.size + torch.arange(self.size)) % self.capacity
         torch.save({"size": self.size, "transitions": self.storage[oldest_first].cpu().to_dict()}, path)
 
+    @classmethod
+    def from_file(cls, path: Path, **options: Any) -> ReplayBuffer:
+        """A buffer as large as what ``save`` wrote, holding just that; ``options`` of the constructor."""
+        data = torch.load(path, map_location="cpu", weights_only=True)
+        buffer = cls(data["size"], **options)
+        buffer.add(TensorDict(data["transitions"], batch_size=[data["size"]]))
+        return buffer
+
     def load(self, path: Path) -> None:
         """Add what ``save`` wrote, by a buffer of any capacity.
 

@@ -20,6 +20,7 @@ class RunLog:
     """config.json, metrics.csv, TensorBoard scalars and learning_curve.png in one folder."""
 
     outcome = ""  # how the run ended
+    unit = "environment steps"  # what the steps are
     curves: ClassVar[dict[str, str]] = {"return": "mean return"}
     """What to draw: names of metrics, and what to call them."""
 
@@ -70,7 +71,7 @@ class RunLog:
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         panels[0].set_title(f"{self.title} ({self.outcome or 'broken off'})")
-        panels[-1].set_xlabel("environment steps")
+        panels[-1].set_xlabel(self.unit)
         figure.savefig(self.folder / "learning_curve.png", dpi=120)
         self.file.close()
         self.board.close()

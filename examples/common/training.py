@@ -32,6 +32,7 @@ def run(parser: Parser, learner_type: Callable[[Parser, argparse.Namespace], Lea
         learner.load_state_dict(checkpoint["learner"])
         learner.clock.seconds.update(checkpoint["seconds"])
     log = RunLog(parser, args, checkpoint["rows"] if checkpoint else [])
+    log.unit = learner.unit
     log.curves = {"return": f"mean return of the last {learner.environments.window} episodes", **learner.curves}
     try:
         train(parser.prog, learner, log)

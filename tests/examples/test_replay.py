@@ -140,18 +140,15 @@ def test_a_restored_buffer_goes_on_as_the_original_does(common: Any, alpha: floa
     assert_same(*samples)
 
 
-def test_a_data_set_is_read_back_in_order_into_a_buffer_of_any_capacity(common: Any, tmp_path: Path) -> None:
+def test_a_data_set_is_read_back_with_the_oldest_first(common: Any, tmp_path: Path) -> None:
     original = common.ReplayBuffer(5, alpha=0.6)
     for first in range(7):
         original.add(numbered(first, 1))
     original.save(tmp_path / "data.pt")
-    copy = common.ReplayBuffer(6)
-    copy.load(tmp_path / "data.pt")
-    assert len(copy) == 5
-    assert copy.storage["observation"][:5, 0].tolist() == [2, 3, 4, 5, 6]
-    assert copy.storage["next", "reward"][:5, 0].tolist() == [20, 30, 40, 50, 60]
-    with pytest.raises(ValueError, match="5 transitions do not fit a buffer of 4"):
-        common.ReplayBuffer(4).load(tmp_path / "data.pt")
+    copy = common.ReplayBuffer.from_file(tmp_path / "data.pt")
+    assert len(copy) == copy.capacity == 5
+    assert copy.storage["observation"][:, 0].tolist() == [2, 3, 4, 5, 6]
+    assert copy.storage["next", "reward"][:, 0].tolist() == [20, 30, 40, 50, 60]
 
 
 # -- n-step transitions -------------------------------------------------------------------------------------------------

@@ -46,4 +46,14 @@ class ManyButtons(Corridor):
     action_space = gym.spaces.MultiDiscrete([2, 3])  # type: ignore[assignment]
 
 
-ALL = {f"tritonrl/{cls.__name__}-v0": cls for cls in (Corridor, Forgetful, Unbounded, ManyButtons)}
+class Pull(Corridor):
+    """Every step pays its action, from -2 to 2: the best policy pulls as hard as it may."""
+
+    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        observation, _, _, truncated, info = super().step(action)
+        return observation, float(action[0]), False, truncated, info
+
+
+ALL = {f"tritonrl/{cls.__name__}-v0": cls for cls in (Corridor, Forgetful, Unbounded, ManyButtons, Pull)}
