@@ -1,6 +1,6 @@
 """Soft actor-critic (Haarnoja et al., 2018, https://arxiv.org/abs/1812.05905) with tritonrl, and two relatives of it.
 
-    python examples/sac.py                         # Pendulum-v1 on a CPU in about a minute
+    python examples/sac.py                         # Pendulum-v1 on a CPU in one to two minutes
     python examples/sac.py --redq                  # fewer steps, more critics, more gradient steps for each
     python examples/sac.py --discrete              # CartPole-v1: expectations over the actions instead of samples
     python examples/sac.py --resume runs/FOLDER    # goes on exactly where that run was stopped
@@ -47,7 +47,17 @@ DEFAULTS: dict[str, Any] = {
 }
 RELATIVES: dict[str, dict[str, Any]] = {
     "redq": {"total_steps": 10_000, "num_envs": 1, "gradient_steps": 8, "steps_per_update": 4, "learning_rate": 1e-3},
-    "discrete": {"env": "CartPole-v1", "gamma": 0.99, "reward_scale": 1.0, "n_step": 3},
+    "discrete": {
+        "env": "CartPole-v1",
+        "num_envs": 8,
+        "total_steps": 60_000,
+        "gamma": 0.99,
+        "reward_scale": 1.0,
+        "n_step": 3,
+        "gradient_steps": 16,
+        "hidden": 128,
+        "learning_rate": 1e-3,
+    },
 }
 """What the settings are for a relative, where they differ."""
 
@@ -63,7 +73,10 @@ def options() -> Parser:
     add("--critics", type=number(int, 2), default=5, help="critics of --redq, of which two at random make each target")
     add("--alpha", type=positive, default=0.2, help="what entropy is worth at first")
     add(
-        "--entropy-share", type=positive, default=0.2, help="entropy that --discrete aims at, as a share of the largest"
+        "--entropy-share",
+        type=positive,
+        default=0.05,
+        help="entropy that --discrete aims at, as a share of the largest",
     )
     parser.fixed = (*parser.fixed, "redq", "discrete", "critics")
     return parser

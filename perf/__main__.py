@@ -1,4 +1,4 @@
-"""The command line: ``python -m perf [run|inspect|report|compare]``. ``run`` is what happens when none is named."""
+"""The command line: ``python -m perf [run|inspect|report|losses|compare]``. ``run`` is what happens when none is named."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ COMMANDS = {
     "run": (".session", "gate and time the cases (the default)"),
     "inspect": (".inspect", "what the compiler makes of every kernel; needs no GPU"),
     "report": (".report", "the records of all machines -> RESULTS.md and plots"),
+    "losses": (".losses.command", "losses and estimators, eager and compiled, against TorchRL's"),
     "compare": (".compare", "two records; exits non-zero where the second is slower"),
 }
 

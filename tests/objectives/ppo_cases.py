@@ -110,5 +110,37 @@ def rollout(
     return data
 
 
+def team_networks() -> tuple[Any, TensorDictModule]:
+    """An actor and a critic of each agent of a team."""
+    torch.manual_seed(2)
+    params = TensorDictModule(
+        nn.Sequential(mlp(4, 6), NormalParamExtractor()),
+        [("agents", "observation")],
+        [("agents", "loc"), ("agents", "scale")],
+    )
+    draw = ProbabilisticTensorDictModule(
+        {"loc": ("agents", "loc"), "scale": ("agents", "scale")},
+        [("agents", "action")],
+        distribution_class=diagonal_normal,
+        return_log_prob=True,
+        log_prob_key=("agents", "log_prob"),
+    )
+    critic = TensorDictModule(mlp(4, 1), [("agents", "observation")], [("agents", "state_value")])
+    return ProbabilisticTensorDictSequential(params, draw), critic
+
+
+def team_rollout(actor: Any, seed: int = 3) -> TensorDict:
+    """Data of three agents with one reward and one end for all of them, collected by nearly this actor."""
+    torch.manual_seed(seed)
+    done = torch.rand(5, 7, 1) < 0.2
+    step = {"reward": torch.randn(5, 7, 1), "done": done, "terminated": done & (torch.rand(5, 7, 1) < 0.5)}
+    agents = {"observation": torch.randn(5, 7, 3, 4)}
+    data = TensorDict({"agents": agents, "next": {"agents": {"observation": torch.randn(5, 7, 3, 4)}, **step}}, [5, 7])
+    with torch.no_grad():
+        actor(data)
+        data["agents", "log_prob"] = data["agents", "log_prob"] - 0.1
+    return data
+
+
 def gradients(*modules: nn.Module) -> list[torch.Tensor | None]:
     return [parameter.grad for module in modules for parameter in module.parameters()]

@@ -15,12 +15,14 @@ import torchrl.objectives as peer
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
+from tritonrl import objectives
 from tritonrl.objectives import A2CLoss, LossModule, ReinforceLoss, ValueEstimators
 from tritonrl.objectives.on_policy import OnPolicyLoss
 from tritonrl.objectives.value import GAE
 
-from .policy_gradient_cases import build
+from .policy_gradient_cases import build, present, tensors
 from .ppo_cases import (
     BATCH,
     categorical_actor,
@@ -30,6 +32,8 @@ from .ppo_cases import (
     normal_actor,
     rollout,
     shared_trunk,
+    team_networks,
+    team_rollout,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
@@ -73,18 +77,63 @@ def test_the_missing_advantage_is_that_of_the_value_estimator(cls: Any) -> None:
     torch.testing.assert_close(loss(data).to_dict(), loss(given).to_dict())
 
 
-@BOTH
+class StoredNormal(Independent):
+    """Its deterministic sample is the stored action: TorchRL's V-trace scores what it draws, ours what is stored."""
+
+    stored: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        super().__init__(Normal(loc, scale), 1)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        return self.stored
+
+
+def estimator_case(name: str) -> tuple[tuple[Any, Any], TensorDict, dict[str, Any]]:
+    """Networks, data without an advantage, and keys, for a loss with this estimator."""
+    if name == "MAGAE":
+        networks = team_networks()
+        keys = {"value": "state_value", "advantage": "advantage", "action": "action", "sample_log_prob": "log_prob"}
+        keys = {role: ("agents", key) for role, key in keys.items()}
+        return networks, team_rollout(networks[0]), keys
+    if name == "VTrace":
+        data = rollout(advantage=False)
+        StoredNormal.stored = data["action"].clone()
+        return (normal_actor(0, StoredNormal), make_critic()), data, {}
+    return (normal_actor(), make_critic()), rollout(advantage=False), {}
+
+
+@pytest.mark.parametrize("loss_name", ["PPOLoss", "ClipPPOLoss", "KLPENPPOLoss", "A2CLoss", "ReinforceLoss"])
 @pytest.mark.parametrize(
     ("name", "hyperparams"),
-    [("TD0", {"gamma": 0.9}), ("TD1", {}), ("TDLambda", {"lmbda": 0.7}), ("GAE", {"gamma": 0.9, "lmbda": 0.8})],
+    [
+        ("TD0", {"gamma": 0.9}),
+        ("TD1", {}),
+        ("TDLambda", {"lmbda": 0.7}),
+        ("GAE", {"gamma": 0.9, "lmbda": 0.8}),
+        ("MAGAE", {"gamma": 0.9, "lmbda": 0.8}),
+        ("VTrace", {"gamma": 0.9, "rho_thresh": 0.8, "c_thresh": 0.6}),
+    ],
 )
-def test_every_value_estimator_gives_the_numbers_of_torchrl(cls: Any, name: str, hyperparams: dict[str, float]) -> None:
-    outs = []
-    for module, enum in ((cls, ValueEstimators), (getattr(peer, cls.__name__), peer.ValueEstimators)):
-        loss = build(module)
-        loss.make_value_estimator(enum[name], **hyperparams)
-        outs.append(loss(rollout(advantage=False)).to_dict())
+def test_every_value_estimator_gives_the_numbers_of_torchrl(
+    loss_name: str, name: str, hyperparams: dict[str, float]
+) -> None:
+    outs, grads = [], []
+    for module in (objectives, peer):
+        networks, data, keys = estimator_case(name)
+        # TorchRL's penalty is differentiated with the beta of the next call, ours with this call's: here they are one.
+        fixed_beta = {"increment": 1, "decrement": 1} if loss_name == "KLPENPPOLoss" else {}
+        loss = getattr(module, loss_name)(*networks, **fixed_beta)
+        loss.set_keys(**keys)
+        loss.make_value_estimator(module.ValueEstimators[name], **hyperparams)
+        out = loss(data)
+        sum(value for key, value in out.items() if key.startswith("loss_")).backward()
+        outs.append(tensors(out))
+        grads.append(present(gradients(*networks)))
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+    assert grads[0] and all(gradient.abs().max() > 0 for gradient in grads[0])
 
 
 @BOTH

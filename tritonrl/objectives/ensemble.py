@@ -22,7 +22,7 @@ class EnsembleCall:
         in_dims: as for ``torch.vmap``, the parameters last: ``(None, 0)`` gives the same data to every member,
             ``(0, 0)`` gives member ``i`` slice ``i`` of the data.
         method: name of the method to call; the module itself if None.
-        loop: call one member after the other instead of ``torch.vmap``.
+        loop: call one member after the other instead of ``torch.vmap``. A compiled call does so anyhow.
         randomness: what ``torch.vmap`` does with random operations.
 
     Examples:
@@ -56,7 +56,10 @@ class EnsembleCall:
             return call(*inputs)
 
     def __call__(self, *inputs_and_params: Any) -> Any:
-        if not self.loop:
+        # While compiling, a loop as well: torch.vmap fixes the batch size of what a network concatenates, so that each
+        # size would be compiled by itself. Random operations that all members share are possible under vmap only.
+        loop = self.loop or (torch.compiler.is_compiling() and self.randomness != "same")
+        if not loop:
             return torch.vmap(self._call_member, self.in_dims, randomness=self.randomness)(*inputs_and_params)
         members = range(inputs_and_params[-1].shape[0])
         columns = [
