@@ -110,7 +110,8 @@ class DistributionalDQN(DQN):
 
     def make_loss(self) -> LossModule:
         """The cross-entropy to the projected distribution of ``r + gamma ** n * Z_target(s', a*)``."""
-        support = torch.linspace(*self.args.support, self.args.atoms)
+        low, high = self.args.support
+        support = torch.linspace(low, high, self.args.atoms)
         network = self.make_network(self.args.atoms)
         self.actor = DistributionalQValueActor(network, support, action_space="categorical").to(self.args.device)
         return DistributionalDQNLoss(self.actor, gamma=self.args.gamma)

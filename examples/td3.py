@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 from common import OffPolicyLearner, Parser, count, make_action_value, non_negative, off_policy_options, relu_mlp, run
@@ -51,7 +51,7 @@ def options() -> Parser:
 class DDPG(OffPolicyLearner):
     """One critic and a policy that climbs it, both with targets."""
 
-    logged: tuple[str, ...] = ("loss_actor", "loss_value")  # type: ignore[misc]
+    logged: ClassVar[tuple[str, ...]] = ("loss_actor", "loss_value")
     action_kinds = (gym.spaces.Box,)
 
     def __init__(self, parser: Parser, args: argparse.Namespace) -> None:

@@ -166,11 +166,17 @@ def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocess
 def _blocks(prepared: Any) -> str:
     plan = prepared.plan
     programs, warps = _counted(math.prod(plan.grid), "program"), _counted(plan.warps, "warp")
+    access = f", {plan.width} lanes to an access" if plan.width > 1 else ""
     if plan.strategy == "lanes":
-        return f"{programs} of {warps}, a strip of {_counted(plan.lanes, 'lane')}, {_counted(plan.unroll, 'step')} in flight"
-    tile = f"{_counted(plan.lanes, 'lane')} x {_counted(plan.vectors, 'vector')} of {_counted(plan.vector, 'step')}"
+        strip = f"a strip of {_counted(plan.lanes, 'lane')}{access}"
+        return f"{programs} of {warps}, {strip}, {_counted(plan.unroll, 'step')} in flight"
+    if plan.stacked:
+        tile = f"{_counted(plan.lanes, 'lane')} x {_counted(plan.vectors * plan.vector, 'step')}"
+    else:
+        tile = f"{_counted(plan.lanes, 'lane')} x {_counted(plan.vectors, 'vector')} of {_counted(plan.vector, 'step')}"
     order = "one after the other" if plan.strategy == "rows" else "one each"
-    return f"{programs} of {warps}, tiles of {tile}, {order}"
+    ahead = ", the next fetched while one is computed" if plan.ahead else ""
+    return f"{programs} of {warps}, tiles of {tile}{access}, {order}{ahead}"
 
 
 def _counted(n: int, what: str) -> str:

@@ -7,7 +7,6 @@ import csv
 import json
 import sys
 from importlib import metadata
-from typing import ClassVar
 
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
@@ -17,15 +16,17 @@ from .options import Parser
 
 
 class RunLog:
-    """config.json, metrics.csv, TensorBoard scalars and learning_curve.png in one folder."""
+    """config.json, metrics.csv, TensorBoard scalars and learning_curve.png in one folder.
+
+    ``curves`` says what to draw: names of metrics, and what to call them.
+    """
 
     outcome = ""  # how the run ended
     unit = "environment steps"  # what the steps are
-    curves: ClassVar[dict[str, str]] = {"return": "mean return"}
-    """What to draw: names of metrics, and what to call them."""
 
     def __init__(self, parser: Parser, args: argparse.Namespace, rows: list[dict[str, float]]) -> None:
         self.folder, self.rows, self.title = args.out, rows, f"{args.env}, seed {args.seed}"
+        self.curves = {"return": "mean return"}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

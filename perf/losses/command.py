@@ -43,6 +43,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="RECORD",
         help="write docs/compile.md from a record, by default the newest, and measure nothing",
     )
+    command.add_argument(
+        "--merge",
+        nargs="+",
+        type=Path,
+        metavar="RECORD",
+        help="make one record of those of several processes that ran side by side, and measure nothing",
+    )
     command.set_defaults(handler=run)
 
 
@@ -55,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure the chosen rows. Returns 1 if ours is not whole or the libraries differ, 2 if there is nothing to do."""
     if arguments.write_docs is not None:
         return write_document(Path(arguments.write_docs) if arguments.write_docs else newest_record())
+    if arguments.merge:
+        return merge(arguments.merge)
     os.environ["RL_WARNINGS"] = "False"
     from .rows import select
 
@@ -93,6 +102,24 @@ def write_document(path: Path | None) -> int:
     DOCUMENT.write_text(render(load(path)))
     print(DOCUMENT)
     return 0
+
+
+def merge(paths: Sequence[Path]) -> int:
+    """One record of several, which says that they were measured side by side."""
+    first, *others = [load(path) for path in paths]
+    for other in others:
+        first.lines += [line for line in other.lines if first.line(line.id) is None]
+    # What each saw of the others is said in words; what matters is whether anything else ran.
+    for when in ("busy_before", "busy_after"):
+        seen = [record.machine.get(when) for record in (first, *others)]
+        first.machine[when] = min((x for x in seen if x is not None), default=None)
+    first.machine["how"] = f"{len(paths)} processes side by side, each pinned to a core of its own"
+    first.settings["only"] = []
+    first.sort()
+    path = RESULTS / f"{machine.slug(first.machine)}.json"
+    first.save(path)
+    print(f"record: {path}")
+    return _conclude(first, [])
 
 
 def measure(row: Row, settings: Settings) -> Line:

@@ -108,7 +108,10 @@ def _about(record: LossRecord) -> Iterator[str]:
         for name in ("python", "torch", "tensordict", "torchrl")
         if name in about["versions"]
     )
-    yield f"{about['name']}, {about['threads']} threads, {about['date']}, commit `{about['commit']}`, {versions}."
+    threads = "1 thread" if about["threads"] == 1 else f"{about['threads']} threads"
+    yield f"{about['name']}, {threads}, {about['date']}, commit `{about['commit']}`, {versions}."
+    if "how" in about:
+        yield f"{about['how'].capitalize()}."
     if record.disturbed:
         yield f"**The machine was not quiet ({record.disturbed}): these times are no result.**"
 

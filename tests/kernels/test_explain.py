@@ -44,6 +44,16 @@ def test_a_cpu_user_is_told_what_a_gpu_would_do_and_why(
     assert "which nobody measured" in text
 
 
+def test_what_a_thread_reads_at_once_and_ahead_is_told() -> None:
+    pytest.importorskip("triton")
+    given = {"gamma": 0.9, "lmbda": 0.9, "multiprocessors": 132}
+    long_rows = kernels.explain(kernels.gae, *data(4096, 4096), time_dim=-1, **given)
+    assert "vectors of 4 steps" in long_rows and "the next fetched while one is computed" in long_rows
+    assert "4 lanes to an access" in kernels.explain(kernels.gae, *data(64, 65536), time_dim=0, **given)
+    tiles = kernels.explain(kernels.gae, *data(64, 4096), time_dim=0, **given)
+    assert "steps, 4 lanes to an access" in tiles and "vectors" not in tiles
+
+
 def test_without_a_gpu_in_sight_only_what_would_run_is_told() -> None:
     with kernels.use_backend("torch"):
         text = kernels.explain("gae", *data(4, 8), gamma=0.9, lmbda=0.9)
