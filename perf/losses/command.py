@@ -109,11 +109,10 @@ def merge(paths: Sequence[Path]) -> int:
     first, *others = [load(path) for path in paths]
     for other in others:
         first.lines += [line for line in other.lines if first.line(line.id) is None]
-    # What each saw of the others is said in words; what matters is whether anything else ran.
-    for when in ("busy_before", "busy_after"):
-        seen = [record.machine.get(when) for record in (first, *others)]
-        first.machine[when] = min((x for x in seen if x is not None), default=None)
-    first.machine["how"] = f"{len(paths)} processes side by side, each pinned to a core of its own"
+    first.machine["how"] = (
+        f"{len(paths)} processes side by side, each pinned to a core of its own, so caches and memory were shared with "
+        "other work; both libraries were timed in turns by the same process"
+    )
     first.settings["only"] = []
     first.sort()
     path = RESULTS / f"{machine.slug(first.machine)}.json"

@@ -112,7 +112,7 @@ def _about(record: LossRecord) -> Iterator[str]:
     yield f"{about['name']}, {threads}, {about['date']}, commit `{about['commit']}`, {versions}."
     if "how" in about:
         yield f"{about['how'].capitalize()}."
-    if record.disturbed:
+    elif record.disturbed:
         yield f"**The machine was not quiet ({record.disturbed}): these times are no result.**"
 
 
