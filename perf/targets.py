@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .cases import Case, M
-from .records import TIMED, Record, Result
+from .records import TIMED, Record, Result, Spread
 
 Lookup = Callable[[str, str], Result | None]
 Figure = Callable[[Result, Lookup, str], float | None]
@@ -34,7 +34,8 @@ class Target:
 
 
 class Cell(NamedTuple):
-    """One case under one target. ``steady``: whether every median behind the figure has its quartiles close to it."""
+    """One case under one target. ``steady``: whether it can be judged, because every median behind the figure has its
+    quartiles close to it, or because the figure is further from the limit than that spread explains."""
 
     case: Case
     figure: float
@@ -150,13 +151,17 @@ def cells(target: Target, record: Record) -> list[Cell]:
         figure = target.figure(ours, lookup, target.clock)
         if figure is not None:
             met = figure >= target.limit if target.at_least else figure <= target.limit
-            found.append(Cell(ours.case, figure, met, all(_steady(r, target.clock) for r in used)))
+            spreads = list(_spreads(target, used))
+            clear = max(figure, target.limit) > min(figure, target.limit) * (1 + 2 * sum(x.noise for x in spreads))
+            found.append(Cell(ours.case, figure, met, clear or all(x.steady for x in spreads)))
     return sorted(found, key=lambda cell: cell.figure, reverse=not target.at_least)
 
 
-def _steady(result: Result, clock: str) -> bool:
-    spreads = (result.clocks.get(clock), result.clone.get(clock))
-    return all(spread.steady for spread in spreads if spread is not None)
+def _spreads(target: Target, used: Sequence[Result]) -> Iterator[Spread]:
+    """The spreads of all medians that the figure is made of."""
+    for result in used:
+        sources = (result.clocks, result.clone) if target.figure is _of_clone else (result.clocks,)
+        yield from (source[target.clock] for source in sources if target.clock in source)
 
 
 def for_record(record: Record) -> list[Target]:
