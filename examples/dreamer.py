@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from world_model import Networks, TimedActorLoss
 
 from tritonrl.modules import AdditiveGaussianModule
-from tritonrl.objectives.dreamer import DreamerModelLoss, DreamerValueLoss
+from tritonrl.objectives import DreamerModelLoss, DreamerValueLoss
 
 DEFAULTS = {"env": "Pendulum-v1", "total_steps": 16_000, "num_envs": 1, "gamma": 0.95, "reward_scale": 0.1}
 

@@ -43,9 +43,7 @@ from common import (
 from gymnasium.spaces import Discrete
 from tensordict import TensorDict
 
-from tritonrl.objectives import LossModule
-from tritonrl.objectives.discrete_iql import DiscreteIQLLoss
-from tritonrl.objectives.iql import IQLLoss
+from tritonrl.objectives import DiscreteIQLLoss, IQLLoss, LossModule
 
 DEFAULTS: dict[str, Any] = {
     "env": "Pendulum-v1",

@@ -31,10 +31,7 @@ from common import (
 from tensordict import TensorDict
 from torch import Tensor
 
-from tritonrl.objectives import LossModule
-from tritonrl.objectives.discrete_sac import DiscreteSACLoss
-from tritonrl.objectives.redq import REDQLoss
-from tritonrl.objectives.sac import SACLoss
+from tritonrl.objectives import DiscreteSACLoss, LossModule, REDQLoss, SACLoss
 
 DEFAULTS: dict[str, Any] = {
     "env": "Pendulum-v1",

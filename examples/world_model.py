@@ -23,7 +23,7 @@ from tritonrl.modules import (
     ValueOperator,
     WorldModelWrapper,
 )
-from tritonrl.objectives.dreamer import DreamerActorLoss
+from tritonrl.objectives import DreamerActorLoss
 
 LATENT = ["state", "belief"]
 

@@ -169,13 +169,13 @@ def _time(contenders: Sequence[Contender], kind: Kind, settings: Settings) -> No
         if size not in made:
             made[size] = {}
             clocks.append((made[size], kind.make(contender.clone)))
-    for (into, _), samples in zip(clocks, _interleaved([clock for _, clock in clocks], settings), strict=True):
+    for (into, _), samples in zip(clocks, interleaved([clock for _, clock in clocks], settings), strict=True):
         into[kind.name] = Spread.of(samples)
     for contender in contenders:
         contender.result.clone.update(made.get(contender.result.bytes, {}))
 
 
-def _interleaved(clocks: Sequence[Clock], settings: Settings) -> list[list[float]]:
+def interleaved(clocks: Sequence[Clock], settings: Settings) -> list[list[float]]:
     """Samples of every clock, taken in turns: what disturbs the machine for a while disturbs all of them.
 
     A slow clock is sampled less often, but over the whole time.

@@ -64,7 +64,7 @@ def compare(row: Row, settings: runner.Settings, scale: Scale = BENCHMARK) -> Co
         if call is not None:
             timed.append((times, "compiled", Wall(call)))
     for (times, mode, _), samples in zip(
-        timed, runner._interleaved([clock for *_, clock in timed], settings), strict=True
+        timed, runner.interleaved([clock for *_, clock in timed], settings), strict=True
     ):
         setattr(times, mode, Spread.of(samples))
     torch._dynamo.reset()

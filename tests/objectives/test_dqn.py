@@ -178,6 +178,14 @@ def test_an_estimator_may_be_a_class_or_an_instance() -> None:
         torch.testing.assert_close(loss(data.clone())["loss"], expected(data.clone())["loss"])
 
 
+def test_differently_the_network_of_an_estimator_is_not_asked() -> None:
+    data, loss, expected = transitions("categorical"), make_loss(), make_loss()
+    other = TensorDictModule(nn.Linear(OBSERVATION, 1), ["observation"], ["chosen_action_value"])
+    loss.make_value_estimator(TD0Estimator(gamma=0.7, value_network=other))
+    expected.make_value_estimator("td0", gamma=0.7)
+    assert torch.equal(loss(data.clone())["loss"], expected(data.clone())["loss"])
+
+
 @pytest.mark.parametrize("double_dqn", [False, True])
 def test_random_numbers_are_drawn_in_the_order_of_torchrl(double_dqn: bool) -> None:
     def build(cls: Any) -> Any:

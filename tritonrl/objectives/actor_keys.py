@@ -9,26 +9,25 @@ from torch import nn
 
 from tritonrl.objectives.loss_keys import LossKeys
 
-__all__ = ["ActorKeys"]
+__all__ = ["ActorKeys", "check_policy"]
+
+
+def check_policy(actor_network: Any) -> None:
+    """Refuse an actor without a distribution.
+
+    Raises:
+        TypeError: if it has no ``get_dist``.
+    """
+    if not hasattr(actor_network, "get_dist"):
+        raise TypeError(
+            f"actor_network must be a probabilistic tensordict module (with get_dist), got {type(actor_network).__name__}"
+        )
 
 
 class ActorKeys(LossKeys):
     """Mix-in: the default keys of action and log-probability are those that the actor itself declares."""
 
     _actor_keys: dict[str, NestedKey | list[NestedKey]]
-
-    @staticmethod
-    def _check_actor(actor_network: Any) -> None:
-        """Refuse an actor without a distribution.
-
-        Raises:
-            TypeError: if it has no ``get_dist``.
-        """
-        if not hasattr(actor_network, "get_dist"):
-            raise TypeError(
-                "actor_network must be a probabilistic tensordict module (with get_dist), got "
-                f"{type(actor_network).__name__}"
-            )
 
     def _read_actor_keys(self, actor: nn.Module, log_prob: str = "log_prob") -> None:
         """Take the keys over: one key, or a list with one for each head of a composite action.

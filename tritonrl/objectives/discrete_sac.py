@@ -15,6 +15,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from tritonrl.modules.action_space import action_space_name, action_space_sizes
+from tritonrl.objectives.actor_keys import check_policy
 from tritonrl.objectives.chosen_action_value import chosen_action_value
 from tritonrl.objectives.critic_loss import required_entry
 from tritonrl.objectives.off_policy import OffPolicyLoss
@@ -134,7 +135,7 @@ class DiscreteSACLoss(SoftActorCriticLoss):
         use_prioritized_weights: str | bool = "auto",
         scalar_output_mode: str | None = None,
     ) -> None:
-        self._check_actor(actor_network)
+        check_policy(actor_network)
         target_entropy = _entropy_to_aim_at(target_entropy, target_entropy_weight, num_actions)
         super().__init__()
         self._set_deprecated_ctor_keys(priority_key=priority_key)

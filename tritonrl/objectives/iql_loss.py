@@ -11,6 +11,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, dispatch
 from torch import Tensor
 
+from tritonrl.objectives.actor_keys import check_policy
 from tritonrl.objectives.expectile import advantage_weight, expectile_loss
 from tritonrl.objectives.functional_params import swap_params
 from tritonrl.objectives.log_weight import log_prob_of_action
@@ -277,10 +278,7 @@ class IQLLoss(OffPolicyLoss):
 
 
 def _check_networks(actor: Any, value_network: Any) -> None:
-    if not hasattr(actor, "get_dist"):
-        raise TypeError(
-            f"actor_network must be a probabilistic tensordict module (with get_dist), got {type(actor).__name__}"
-        )
+    check_policy(actor)
     if value_network is None:
         raise TypeError("value_network is missing: implicit Q-learning regresses a value function")
 

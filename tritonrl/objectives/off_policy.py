@@ -94,13 +94,15 @@ class OffPolicyLoss(LossModule):
         return True
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> Any:
+        """Choose the estimator of the target: see :meth:`LossModule.make_value_estimator`.
+
+        It needs no value network. The loss values the next state itself, under the parameters that its algorithm asks
+        for, and hands the values over: a network that a class or an estimator brings along is not asked.
+        """
         built_here = not isinstance(value_type, TensorDictModuleBase) and not isinstance(value_type, type)
         if built_here:
-            # The loss values the next state itself, under the parameters that its algorithm asks for.
             hyperparams.setdefault("value_network", None)
         return super().make_value_estimator(value_type, **hyperparams)
-
-    make_value_estimator.__doc__ = LossModule.make_value_estimator.__doc__
 
     # -- keys -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from tensordict.nn import CompositeDistribution, TensorDictModuleBase
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tritonrl.objectives.actor_keys import ActorKeys
+from tritonrl.objectives.actor_keys import ActorKeys, check_policy
 from tritonrl.objectives.advantage import align_advantage, normalize_advantage
 from tritonrl.objectives.common import LossModule
 from tritonrl.objectives.critic_loss import critic_distance, required_entry
@@ -104,10 +104,7 @@ class OnPolicyLoss(ActorKeys, LossModule):
         delay_value: bool = False,
     ) -> None:
         """Take the networks over and read the names of action and log-probability off the actor."""
-        if not hasattr(actor, "get_dist"):
-            raise TypeError(
-                f"actor_network must be a probabilistic tensordict module (with get_dist), got {type(actor).__name__}"
-            )
+        check_policy(actor)
         self._functional = functional
         self.separate_losses = separate_losses
         shared = {id(parameter) for parameter in actor.parameters()} if separate_losses else set()

@@ -12,7 +12,7 @@ from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential, Te
 from tensordict.nn.probabilistic import set_interaction_type
 from torch import Tensor
 
-from tritonrl.objectives.actor_keys import ActorKeys
+from tritonrl.objectives.actor_keys import ActorKeys, check_policy
 from tritonrl.objectives.functional_params import swap_params
 from tritonrl.objectives.log_weight import as_key_list
 from tritonrl.objectives.metrics import masked_mean
@@ -157,7 +157,7 @@ class REDQLoss(ActorKeys, TargetEntropy, EntropyTemperature, OffPolicyLoss):
         scalar_output_mode: str | None = None,
     ) -> None:
         self._refuse_gamma(gamma)
-        self._check_actor(actor_network)
+        check_policy(actor_network)
         super().__init__()
         self._set_deprecated_ctor_keys(priority_key=priority_key)
         self._register_reduction(reduction, scalar_output_mode)

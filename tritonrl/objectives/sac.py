@@ -11,7 +11,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
-from tritonrl.objectives.actor_keys import ActorKeys
+from tritonrl.objectives.actor_keys import ActorKeys, check_policy
 from tritonrl.objectives.discrete_sac import DiscreteSACLoss
 from tritonrl.objectives.ensemble import EnsembleCall
 from tritonrl.objectives.off_policy import OffPolicyLoss
@@ -143,7 +143,7 @@ class SACLoss(TargetEntropy, ActorKeys, SoftActorCriticLoss):
         scalar_output_mode: str | None = None,
     ) -> None:
         self._refuse_gamma(gamma)
-        self._check_actor(actor_network)
+        check_policy(actor_network)
         super().__init__()
         self._set_deprecated_ctor_keys(priority_key=priority_key)
         self._register_reduction(reduction, scalar_output_mode)

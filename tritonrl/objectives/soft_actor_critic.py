@@ -48,14 +48,6 @@ class SoftActorCriticLoss(EntropyTemperature, OffPolicyLoss):
 
     # -- construction ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _check_actor(actor_network: Any) -> None:
-        if not hasattr(actor_network, "get_dist"):
-            raise TypeError(
-                "actor_network must be a probabilistic tensordict module (with get_dist), got "
-                f"{type(actor_network).__name__}"
-            )
-
     def _iter_out_keys(self) -> Iterator[str]:
         """What dispatch returns, in order."""
         yield from ("loss_actor", "loss_qvalue", "loss_alpha")
