@@ -1,17 +1,25 @@
 """Numba kernels for the CPU: one function per op of :mod:`tritonrl.kernels.specs`.
 
 Read in this order: :mod:`.bodies` (what is computed), :mod:`.strategies` (in which order), :mod:`.geometry` (where it
-lies), :mod:`.dispatch` (one call), :mod:`.pool` (threads). Below them, :mod:`.blocks`, :mod:`.memory`, :mod:`.recur`
-and :mod:`.simd` are the words that bodies are written in.
+lies), :mod:`.dispatch` (one call), :mod:`.pool` (threads). Below them, :mod:`.blocks`, :mod:`.memory`, :mod:`.recur`,
+:mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are written in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from torch import Tensor
 
-from ..specs import allocate
+from ..specs import ALL_SPECS, allocate, by_name, plain_names
+from ..textbook import counted
 from . import backward_bodies, bodies
 from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, run
+from .reduce import measure
+
+# The ops whose masks the kernels take themselves (:mod:`tritonrl.kernels.compose`).
+MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
 
 _LINEAR_RECURRENCE = {
     reverse: Op(f"linear_recurrence{suffix}", bodies.LINEAR_RECURRENCE[reverse], (*(FLOAT,) * 3, RESULT))
@@ -25,7 +33,9 @@ _LINEAR_RECURRENCE_BACKWARD = {
     )
     for reverse, suffix in ((True, ""), (False, "_forwards"))
 }
-_GAE = Op("gae", bodies.GAE, (*(FLOAT,) * 3, *(FLAG,) * 2, *(DISCOUNT,) * 2, *(RESULT,) * 2))
+_GAE_ROLES = (*(FLOAT,) * 3, *(FLAG,) * 2, *(DISCOUNT,) * 2, *(RESULT,) * 2)
+_GAE = Op("gae", bodies.GAE, _GAE_ROLES)
+_GAE_DERIVED = Op("gae_derived", bodies.GAE_DERIVED, _GAE_ROLES)
 _GAE_BACKWARD = Op(
     "gae_backward",
     backward_bodies.GAE_BACKWARD,
@@ -53,11 +63,59 @@ _VTRACE_BACKWARD = Op(
 )
 
 
-def _at_every_step(carry: Tensor | None, shape: tuple[int, ...], time_dim: int) -> Tensor | None:
+def _served_by(kernel: Op) -> Callable[..., Any]:
+    """The backend function of an op: its tensors stand in front of its schema, its masks behind it."""
+    op, names = kernel.name, plain_names(kernel.name)
+    tensors, plain = names.index("time_dim"), len(names)
+    done = names.index("done")
+    terminated = names.index("terminated") if "terminated" in names else done
+
+    def function(*args: Any) -> Any:
+        results = allocate(op, args)
+        arguments = list(args[:tensors])
+        if arguments[terminated] is None:
+            arguments[terminated] = arguments[done]
+        run(kernel, arguments, results, args[tensors], args[plain:])
+        return results if len(results) > 1 else results[0]
+
+    function.__name__ = function.__qualname__ = op
+    function.__doc__ = f"``tritonrl::{op}``."
+    return function
+
+
+gae = _served_by(_GAE)
+gae_backward = _served_by(_GAE_BACKWARD)
+td_lambda_return = _served_by(_TD_LAMBDA_RETURN)
+td_lambda_return_backward = _served_by(_TD_LAMBDA_RETURN_BACKWARD)
+reward_to_go = _served_by(_REWARD_TO_GO)
+reward_to_go_backward = _served_by(_REWARD_TO_GO_BACKWARD)
+vtrace = _served_by(_VTRACE)
+vtrace_backward = _served_by(_VTRACE_BACKWARD)
+
+
+def gae_extended(*args: Any) -> tuple[Tensor, ...]:
+    """``tritonrl::gae_extended``: next values derived from the values, moments of the advantages, or both."""
+    results = allocate("gae_extended", args)
+    advantage, target, moments = results
+    named = by_name("gae_extended", args)
+    time_dim, valid, skip = named["time_dim"], named["valid"], named["skip"]
+    kernel, arguments = _GAE, [named[name] for name in plain_names("gae")[:-1]]
+    if named["next_value"] is None:
+        kernel = _GAE_DERIVED
+        arguments[2] = _at_every_step(named["bootstrap_value"], advantage.shape, time_dim)
+    if named["terminated"] is None:
+        arguments[4] = named["done"]
+    run(kernel, arguments, (advantage, target), time_dim, () if valid is None and skip is None else (valid, skip))
+    if named["moments"]:
+        measure(advantage, counted(valid, skip), moments)
+    return results
+
+
+def _at_every_step(carry: Tensor | None, shape: Sequence[int], time_dim: int) -> Tensor | None:
     """The carry with a time dimension of stride 0."""
     if carry is None:
         return None
-    return carry.expand(shape[:time_dim] + shape[len(shape) + time_dim + 1 :]).unsqueeze(time_dim)
+    return carry.expand((*shape[:time_dim], *shape[len(shape) + time_dim + 1 :])).unsqueeze(time_dim)
 
 
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
@@ -75,155 +133,4 @@ def linear_recurrence_backward(
     results = allocate("linear_recurrence_backward", (grad, a, y, carry, time_dim, reverse))
     entering = _at_every_step(carry, results[0].shape, time_dim)
     run(_LINEAR_RECURRENCE_BACKWARD[reverse], (grad, a, y, entering), results, time_dim)
-    return results
-
-
-def gae(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    done: Tensor,
-    terminated: Tensor | None,
-    gamma: Tensor,
-    lmbda: Tensor,
-    time_dim: int,
-) -> tuple[Tensor, ...]:
-    """``tritonrl::gae``."""
-    arguments = (reward, value, next_value, done, done if terminated is None else terminated, gamma, lmbda)
-    results = allocate("gae", arguments)
-    run(_GAE, arguments, results, time_dim)
-    return results
-
-
-def gae_backward(
-    grad_advantage: Tensor | None,
-    grad_target: Tensor | None,
-    next_value: Tensor,
-    advantage: Tensor,
-    done: Tensor,
-    terminated: Tensor | None,
-    gamma: Tensor,
-    lmbda: Tensor,
-    time_dim: int,
-    with_discounts: bool,
-) -> tuple[Tensor, ...]:
-    """``tritonrl::gae_backward``."""
-    arguments: tuple[Tensor | None, ...] = (grad_advantage, grad_target, next_value, advantage, done)
-    arguments += (done if terminated is None else terminated, gamma, lmbda)
-    results = allocate("gae_backward", (*arguments, time_dim, with_discounts))
-    run(_GAE_BACKWARD, arguments, results, time_dim)
-    return results
-
-
-def td_lambda_return(
-    reward: Tensor,
-    next_value: Tensor,
-    done: Tensor,
-    terminated: Tensor | None,
-    gamma: Tensor,
-    lmbda: Tensor,
-    time_dim: int,
-) -> Tensor:
-    """``tritonrl::td_lambda_return``."""
-    arguments = (reward, next_value, done, done if terminated is None else terminated, gamma, lmbda)
-    results = allocate("td_lambda_return", arguments)
-    run(_TD_LAMBDA_RETURN, arguments, results, time_dim)
-    return results[0]
-
-
-def td_lambda_return_backward(
-    grad: Tensor,
-    next_value: Tensor,
-    returns: Tensor,
-    done: Tensor,
-    terminated: Tensor | None,
-    gamma: Tensor,
-    lmbda: Tensor,
-    time_dim: int,
-    with_discounts: bool,
-) -> tuple[Tensor, ...]:
-    """``tritonrl::td_lambda_return_backward``."""
-    arguments = (grad, next_value, returns, done, done if terminated is None else terminated, gamma, lmbda)
-    results = allocate("td_lambda_return_backward", (*arguments, time_dim, with_discounts))
-    run(_TD_LAMBDA_RETURN_BACKWARD, arguments, results, time_dim)
-    return results
-
-
-def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int) -> Tensor:
-    """``tritonrl::reward_to_go``."""
-    results = allocate("reward_to_go", (reward, done, gamma))
-    run(_REWARD_TO_GO, (reward, done, gamma), results, time_dim)
-    return results[0]
-
-
-def reward_to_go_backward(
-    grad: Tensor, returns: Tensor, done: Tensor, gamma: Tensor, time_dim: int, with_discounts: bool
-) -> tuple[Tensor, ...]:
-    """``tritonrl::reward_to_go_backward``."""
-    results = allocate("reward_to_go_backward", (grad, returns, done, gamma, time_dim, with_discounts))
-    run(_REWARD_TO_GO_BACKWARD, (grad, returns, done, gamma), results, time_dim)
-    return results
-
-
-def vtrace(
-    log_pi: Tensor,
-    log_mu: Tensor,
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    done: Tensor,
-    terminated: Tensor | None,
-    gamma: Tensor,
-    rho_thresh: Tensor,
-    c_thresh: Tensor,
-    time_dim: int,
-) -> tuple[Tensor, ...]:
-    """``tritonrl::vtrace``."""
-    arguments: tuple[Tensor, ...] = (
-        log_pi,
-        log_mu,
-        reward,
-        value,
-        next_value,
-        done,
-        done if terminated is None else terminated,
-    )
-    arguments += (gamma, rho_thresh, c_thresh)
-    results = allocate("vtrace", arguments)
-    run(_VTRACE, arguments, results, time_dim)
-    return results
-
-
-def vtrace_backward(
-    grad_advantage: Tensor | None,
-    grad_target: Tensor | None,
-    log_pi: Tensor,
-    log_mu: Tensor,
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    target: Tensor,
-    done: Tensor,
-    terminated: Tensor | None,
-    gamma: Tensor,
-    rho_thresh: Tensor,
-    c_thresh: Tensor,
-    time_dim: int,
-    with_discounts: bool,
-) -> tuple[Tensor, ...]:
-    """``tritonrl::vtrace_backward``."""
-    arguments: tuple[Tensor | None, ...] = (
-        grad_advantage,
-        grad_target,
-        log_pi,
-        log_mu,
-        reward,
-        value,
-        next_value,
-        target,
-        done,
-    )
-    arguments += (done if terminated is None else terminated, gamma, rho_thresh, c_thresh)
-    results = allocate("vtrace_backward", (*arguments, time_dim, with_discounts))
-    run(_VTRACE_BACKWARD, arguments, results, time_dim)
     return results

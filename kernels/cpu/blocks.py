@@ -27,6 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import models, register_model
 
+from .numbers import Number
 from .simd import constant, intrinsic, llvm_float, mask_type, splat, value_type
 
 # The fields of ``io``. Of each operand: where it begins, its kind (:mod:`.geometry`), and its strides in bytes from
@@ -40,13 +41,15 @@ WORD = ir.IntType(64)
 class Block(types.Type):
     """What a body is compiled for: nothing is stored, all of it is in the type.
 
-    ``across``: the index of a block counts lanes (a strip of lanes), not steps.
+    ``number``: what its values are in memory and in registers. ``across``: the index of a block counts lanes (a strip of
+    lanes), not steps.
     """
 
-    def __init__(self, element: types.Type, width: int, group: int, across: bool, reverse: bool) -> None:
-        self.element, self.width, self.group, self.across, self.reverse = element, width, group, across, reverse
+    def __init__(self, number: Number, width: int, group: int, across: bool, reverse: bool) -> None:
+        self.number, self.width, self.group, self.across, self.reverse = number, width, group, across, reverse
+        element = self.element = number.element
         self.value, self.mask, self.carry = value_type(element, width), mask_type(width), value_type(element, group)
-        super().__init__(name=f"Block({element}, {width}, {group}, {across}, {reverse})")
+        super().__init__(name=f"Block({number.name}, {width}, {group}, {across}, {reverse})")
 
     @property
     def scans(self) -> bool:
@@ -111,13 +114,15 @@ def zeros(typing_context: Any, io: Any, count: Any) -> Any:
     return types.UniTuple(block.carry, n)(io, count), codegen
 
 
-def _edge_mask(field: int, first: bool) -> Any:
+def _edge_mask(is_at_first: Callable[[Block], bool]) -> Any:
     @intrinsic
     def mask(typing_context: Any, io: Any) -> Any:
         block = block_of(io)
+        first = is_at_first(block)
 
         def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-            everywhere = splat(builder, builder.extract_value(args[0], field), block.width)
+            has_edge = builder.extract_value(args[0], HAS_FIRST if first else HAS_FINAL)
+            everywhere = splat(builder, has_edge, block.width)
             if not block.scans:
                 return everywhere
             there = block.at_edge(first)
@@ -128,5 +133,6 @@ def _edge_mask(field: int, first: bool) -> Any:
     return mask
 
 
-is_first = _edge_mask(HAS_FIRST, True)
-is_final = _edge_mask(HAS_FINAL, False)
+is_final = _edge_mask(lambda block: False)
+# The last step of time, which a reverse recurrence processes first.
+is_last = _edge_mask(lambda block: block.reverse)

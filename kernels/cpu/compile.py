@@ -18,9 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from .numbers import NUMBERS
 from .simd import njit
 from .strategies import Body, Kernel, rows, strips
 
@@ -77,20 +79,26 @@ def _compiled(function: Kernel, name: str, cached: bool) -> Kernel:
     return kernel
 
 
-_kernels: dict[tuple[str, str, int, int], Kernel] = {}
+_kernels: dict[tuple[Any, ...], Kernel] = {}
 
 
-def kernel(op: str, body: Body, element: str, width: int, group: int) -> Kernel:
-    """The machine code of ``op`` for ``float32`` or ``float64``: rows of ``group`` lanes, or strips if that is 0."""
-    key = (op, element, width, group)
+def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> Kernel:
+    """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or strips if that is 0."""
+    number = NUMBERS[dtype]
+    made = (
+        functools.partial(rows, body, number, width, group) if group else functools.partial(strips, body, number, width)
+    )
+    return compiled_once((op, number.name, width, group), made)
+
+
+def compiled_once(key: tuple[Any, ...], make: Callable[[], Kernel]) -> Kernel:
+    """The machine code of what ``make`` returns, known by its key."""
     found = _kernels.get(key)
     if found is not None:
         return found
     with _lock:
         if key not in _kernels:
-            number = getattr(types, element)
-            made = rows(body, number, width, group) if group else strips(body, number, width)
-            _kernels[key] = _with_cache_if_possible(made, "-".join(map(str, key)))
+            _kernels[key] = _with_cache_if_possible(make(), "-".join(map(str, key)))
         return _kernels[key]
 
 

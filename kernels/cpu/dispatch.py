@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..specs import SPECS
+from ..dtypes import accumulate_dtype
+from ..specs import plain_names
 from .compile import kernel
 from .geometry import ABSENT, ONE, ONE_DOUBLE, Operand, Plan, Unmergeable, make_plan
 from .pool import POOL
 from .strategies import Body, Kernel
 
 # What the operands of an op are. A float may be absent, which counts as zero. A discount may stay a float64 scalar.
-# WANTED is a result that has no memory when nobody asked for it.
+# WANTED is a result that has no memory when nobody asked for it. The masks of a masked op stand behind all others.
 FLOAT, FLAG, DISCOUNT, RESULT, WANTED = "float", "flag", "discount", "result", "wanted"
+_ABSENT_MASKS = torch.tensor(True), torch.tensor(False)  # valid: all of them; skip: none
 
 # Some 30 microseconds of work: for less, waking a second thread costs more than it saves.
 STEPS_PER_CHUNK = 1 << 16
@@ -36,8 +40,15 @@ class Op(NamedTuple):
 
     def argument(self, k: int) -> str:
         """What the schema calls operand ``k``, for messages."""
-        schema = SPECS[self.name.removesuffix("_forwards")].schema
-        return f"{self.name}: {schema[1:].split(')')[0].split(',')[k].split()[-1]}"
+        op = self.name.removesuffix("_masked").removesuffix("_forwards").removesuffix("_derived")
+        names = plain_names(op)
+        return f"{op}: {names[k] if k < len(names) else ('valid', 'skip')[k - len(self.roles) + 2]}"
+
+
+@functools.cache
+def _masked(op: Op) -> Op:
+    """The kernel family of ``op`` with masks."""
+    return Op(f"{op.name}_masked", op.body.masked(), (*op.roles, FLAG, FLAG))
 
 
 class _Prepared(NamedTuple):
@@ -59,19 +70,28 @@ _ZERO = _zero.ctypes.data
 _local = threading.local()
 
 
-def run(op: Op, arguments: Sequence[Tensor | None], results: tuple[Tensor, ...], time_dim: int) -> None:
-    """Compute ``op`` into ``results``. ``arguments`` are the op's tensors in schema order, absent ones ``None``."""
+def run(
+    op: Op,
+    arguments: Sequence[Tensor | None],
+    results: tuple[Tensor, ...],
+    time_dim: int,
+    masks: Sequence[Tensor | None] = (),
+) -> None:
+    """Compute ``op`` into ``results``. ``arguments`` are the op's tensors in schema order, absent ones ``None``; ``masks`` its
+    ``valid`` and, of an op that knows it, ``skip``."""
     if results[0].numel() == 0:
         return
-    if results[0].dtype is not torch.float32 and results[0].dtype is not torch.float64:
-        _run_in_single_precision(op, arguments, results, time_dim)
-        return
     operands = [*arguments, *results]
+    if any(x is not None for x in masks):
+        op = _masked(op)
+        given = zip_longest(_ABSENT_MASKS, masks)
+        operands += [absent if x is None else x for absent, x in given]
     threads = torch.get_num_threads()
     # The results need no place in the key: their strides follow from the arguments.
     key: tuple[Any, ...] = (
         *(op.name, time_dim, threads, results[0].dtype, results[-1].numel()),
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in arguments],
+        *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in masks],
     )
     prepared = _prepared.get(key)
     if prepared is None:
@@ -112,15 +132,6 @@ def _scratch(size: int) -> int:
     return address
 
 
-def _run_in_single_precision(
-    op: Op, arguments: Sequence[Tensor | None], results: tuple[Tensor, ...], time_dim: int
-) -> None:
-    wide = tuple(torch.empty_like(x, dtype=torch.float32) for x in results)
-    run(op, arguments, wide, time_dim)
-    for result, x in zip(results, wide, strict=True):
-        result.copy_(x)
-
-
 def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> _Prepared:
     conversions: dict[int, Callable[[Tensor], Tensor]] = {}
     tensors = list(operands)
@@ -138,8 +149,7 @@ def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: 
             conversions[k] = _copied_like(like, op.roles[k])
             tensors[k] = conversions[k](_present(tensors[k]))
         plan = _plan(op, tensors, like, time_dim, threads)
-    element = "float64" if like.dtype is torch.float64 else "float32"
-    function = kernel(op.name, op.body, element, plan.width, plan.group)
+    function = kernel(op.name, op.body, like.dtype, plan.width, plan.group)
     most = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
     chunks = max(1, min(plan.tasks, like.numel() // STEPS_PER_CHUNK, most))
     return _Prepared(plan, function, tuple(conversions.items()), plan.scratch * op.body.carries, chunks)
@@ -182,4 +192,5 @@ def _plan(op: Op, tensors: Sequence[Tensor | None], like: Tensor, time_dim: int,
             operands.append(Operand(strides, x.itemsize, ONE_DOUBLE if is_double else None))
     # Only as many parts as there are threads: strips are better long than many.
     parts = min(threads, like.numel() // STEPS_PER_CHUNK)
-    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), like.itemsize, parts)
+    itemsize = accumulate_dtype(like.dtype).itemsize
+    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), itemsize, parts)

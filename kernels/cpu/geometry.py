@@ -86,8 +86,8 @@ def merged(dimensions: Sequence[Dimension]) -> list[Dimension]:
 def make_plan(
     shape: Sequence[int], time_dim: int, operands: Sequence[Operand], result: int, itemsize: int, parts: int = 1
 ) -> Plan:
-    """The plan for these operands. ``result``: which of them is laid out as all results are. ``parts``: how many strips
-    there should be at least, if there are lanes enough, for as many threads.
+    """The plan for these operands. ``result``: which of them is laid out as all results are. ``itemsize``: of a number in a
+    register. ``parts``: how many strips there should be at least, if there are lanes enough, for as many threads.
 
     Raises:
         Unmergeable: if the lanes inside a time step make more than two dimensions and too few lanes.

@@ -7,6 +7,7 @@ branch: that costs less than a kernel for every combination of strides would.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -15,6 +16,7 @@ from numba import types
 from .blocks import (
     BASES,
     HAS_FINAL,
+    HAS_FIRST,
     INDEX,
     KINDS,
     LANE_STRIDES,
@@ -26,6 +28,7 @@ from .blocks import (
     block_of,
 )
 from .geometry import ABSENT, CONTIGUOUS, ONE, ONE_DOUBLE
+from .numbers import lowered, raised, size_of
 from .simd import constant, intrinsic, llvm_float, moved, rarely, splat
 
 
@@ -33,15 +36,10 @@ def _pointer(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Valu
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """What lies at an address, which need only be aligned to one element."""
     element = kind.element if isinstance(kind, ir.VectorType) else kind
-    return builder.load(_pointer(builder, address, kind), align=_size(element))
-
-
-def _size(element: ir.Type) -> int:
-    if isinstance(element, ir.IntType):
-        return int(element.width) // 8
-    return 4 if isinstance(element, ir.FloatType) else 8
+    return builder.load(_pointer(builder, address, kind), align=size_of(element))
 
 
 def _plus(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, stride: ir.Value) -> ir.Value:
@@ -66,14 +64,14 @@ class _Operand:
 def _read(builder: ir.IRBuilder, block: Block, x: _Operand, element: ir.Type) -> ir.Value:
     """The ``width`` elements of a block: contiguous, all the same, or gathered."""
     if block.width == 1:
-        return _load(builder, _plus(builder, x.base, x.index, x.time_stride), element)
+        return load(builder, _plus(builder, x.base, x.index, x.time_stride), element)
     kind = ir.VectorType(element, block.width)
 
     def contiguous() -> ir.Value:
-        return _load(builder, _plus(builder, x.base, x.index, ir.Constant(WORD, _size(element))), kind)
+        return load(builder, _plus(builder, x.base, x.index, ir.Constant(WORD, size_of(element))), kind)
 
     def one() -> ir.Value:
-        return splat(builder, _load(builder, x.base, element), block.width)
+        return splat(builder, load(builder, x.base, element), block.width)
 
     def gathered() -> ir.Value:
         strides = [x.time_stride, x.lane_stride, x.outer_lane_stride, x.split]
@@ -108,12 +106,20 @@ def _gather(module: ir.Module, block: Block, element: ir.Type) -> ir.Function:
         if j and not block.across and j % block.group == 0:
             base, outer, inner = builder.add(base, time_stride), zero, zero
         address = _plus(builder, _plus(builder, base, inner, lane_stride), outer, outer_lane_stride)
-        result = builder.insert_element(result, _load(builder, address, element), ir.Constant(ir.IntType(32), j))
+        result = builder.insert_element(result, load(builder, address, element), ir.Constant(ir.IntType(32), j))
         inner = builder.add(inner, one)
         full = builder.icmp_unsigned("==", inner, split)
         outer, inner = builder.add(outer, builder.zext(full, WORD)), builder.select(full, zero, inner)
     builder.ret(result)
     return function
+
+
+def _read_floats(builder: ir.IRBuilder, block: Block, x: _Operand) -> ir.Value:
+    return raised(builder, block.number, _read(builder, block, x, block.number.stored))
+
+
+def _read_bytes(builder: ir.IRBuilder, block: Block, x: _Operand) -> ir.Value:
+    return _read(builder, block, x, ir.IntType(8))
 
 
 @intrinsic(prefer_literal=True)
@@ -122,7 +128,7 @@ def read(typing_context: Any, io: Any, k: Any) -> Any:
     block, position = block_of(io), k.literal_value
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return _read(builder, block, _Operand(builder, args[0], position), llvm_float(block.element))
+        return _read_floats(builder, block, _Operand(builder, args[0], position))
 
     return block.value(io, k), codegen
 
@@ -136,25 +142,52 @@ def read_discount(typing_context: Any, io: Any, k: Any) -> Any:
         x, element = _Operand(builder, args[0], position), llvm_float(block.element)
 
         def one_double() -> ir.Value:
-            number = _load(builder, x.base, ir.DoubleType())
+            number = load(builder, x.base, ir.DoubleType())
             number = number if element == ir.DoubleType() else builder.fptrunc(number, element)
             return splat(builder, number, block.width)
 
-        return rarely(builder, [(x.is_a(builder, ONE_DOUBLE), one_double)], lambda: _read(builder, block, x, element))
+        return rarely(builder, [(x.is_a(builder, ONE_DOUBLE), one_double)], lambda: _read_floats(builder, block, x))
 
     return block.value(io, k), codegen
 
 
-@intrinsic(prefer_literal=True)
-def read_flag(typing_context: Any, io: Any, k: Any) -> Any:
-    """The truth values of operand ``k``, a byte each."""
-    block, position = block_of(io), k.literal_value
+def _flag_reader(name: str, symbol: str, following: bool) -> Any:
+    @intrinsic(prefer_literal=True)
+    def reader(typing_context: Any, io: Any, k: Any) -> Any:
+        block, position = block_of(io), k.literal_value
 
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        x = _read(builder, block, _Operand(builder, args[0], position), ir.IntType(8))
-        return builder.icmp_unsigned("!=", x, constant(x.type, 0))
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+            if following:
+                x = _neighbour(builder, block, args[0], position, not block.reverse, _read_bytes)
+            else:
+                x = _read_bytes(builder, block, _Operand(builder, args[0], position))
+            return builder.icmp_unsigned(symbol, x, constant(x.type, 0))
 
-    return block.mask(io, k), codegen
+        return block.mask(io, k), codegen
+
+    reader.__doc__ = name
+    return reader
+
+
+read_flag = _flag_reader("The truth values of operand ``k``, a byte each.", "!=", False)
+read_unset = _flag_reader("The opposite of the truth values of operand ``k``.", "==", False)
+read_unset_following = _flag_reader("``read_unset`` of the following step in time; anything at the last.", "==", True)
+
+
+def _neighbour(
+    builder: ir.IRBuilder, block: Block, io: ir.Value, k: int, ahead: bool, reading: Callable[..., ir.Value]
+) -> ir.Value:
+    """Operand ``k`` one step further in the order of processing (``ahead``) or one step back; anything beyond the edge."""
+    x = _Operand(builder, io, k)
+    neighbour = (builder.sub if block.reverse == ahead else builder.add)(x.base, x.time_stride)
+    # Beyond the edge there is no memory, so the block there is read where it is, and moved over in the register.
+    at_edge = builder.extract_value(io, HAS_FINAL if ahead else HAS_FIRST)
+    x.base = builder.select(at_edge, x.base, neighbour)
+    value = reading(builder, block, x)
+    if not block.scans:
+        return value
+    by = -block.group if block.reverse == ahead else block.group
+    return builder.select(at_edge, moved(builder, value, value, by), value)
 
 
 @intrinsic(prefer_literal=True)
@@ -163,17 +196,7 @@ def read_ahead(typing_context: Any, io: Any, k: Any) -> Any:
     block, position = block_of(io), k.literal_value
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        x = _Operand(builder, args[0], position)
-        further = (builder.sub if block.reverse else builder.add)(x.base, x.time_stride)
-        # Behind the final step there is no memory, so the block there is read where it is, and moved over in the
-        # register.
-        has_final = builder.extract_value(args[0], HAS_FINAL)
-        x.base = builder.select(has_final, x.base, further)
-        value = _read(builder, block, x, llvm_float(block.element))
-        if not block.scans:
-            return value
-        by = -block.group if block.reverse else block.group
-        return builder.select(has_final, moved(builder, value, value, by), value)
+        return _neighbour(builder, block, args[0], position, True, _read_floats)
 
     return block.value(io, k), codegen
 
@@ -197,10 +220,10 @@ def write(typing_context: Any, io: Any, k: Any, x: Any) -> Any:
         return None
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        result = _Operand(builder, args[0], position)
-        size = _size(llvm_float(block.element))
+        result, x = _Operand(builder, args[0], position), lowered(builder, block.number, args[2])
+        size = size_of(block.number.stored)
         address = _plus(builder, result.base, result.index, ir.Constant(WORD, size))
-        builder.store(args[2], _pointer(builder, address, block.kind), align=size)
+        builder.store(x, _pointer(builder, address, x.type), align=size)
         return context.get_dummy_value()
 
     return types.void(io, k, x), codegen
@@ -212,7 +235,7 @@ def load_words(typing_context: Any, address: Any, count: Any) -> Any:
     n = count.literal_value
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        words = [_load(builder, builder.add(args[0], ir.Constant(WORD, 8 * k)), WORD) for k in range(n)]
+        words = [load(builder, builder.add(args[0], ir.Constant(WORD, 8 * k)), WORD) for k in range(n)]
         return context.make_tuple(builder, sig.return_type, words)
 
     return types.UniTuple(types.int64, n)(address, count), codegen
@@ -238,7 +261,7 @@ def load_carries(typing_context: Any, io: Any, address: Any, count: Any, gap: An
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         places = [_plus(builder, args[1], ir.Constant(WORD, k), args[3]) for k in range(n)]
-        return context.make_tuple(builder, sig.return_type, [_load(builder, place, block.kind) for place in places])
+        return context.make_tuple(builder, sig.return_type, [load(builder, place, block.kind) for place in places])
 
     return types.UniTuple(block.carry, n)(io, address, count, types.int64), codegen
 
@@ -251,7 +274,7 @@ def store_carries(typing_context: Any, io: Any, address: Any, gap: Any, carries:
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         for k in range(len(sig.args[3])):
             place = _pointer(builder, _plus(builder, args[1], ir.Constant(WORD, k), args[2]), block.kind)
-            builder.store(builder.extract_value(args[3], k), place, align=_size(llvm_float(block.element)))
+            builder.store(builder.extract_value(args[3], k), place, align=size_of(llvm_float(block.element)))
         return context.get_dummy_value()
 
     return types.void(io, address, types.int64, carries), codegen

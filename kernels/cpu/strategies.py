@@ -16,18 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import types
-
 from .blocks import Block, block_constant, zeros
 from .geometry import HEADER, INNER, OUTER_DIMENSIONS, SPLIT, STEPS, STRIP, TABLES
+from .masks import UNMASKED, Masks, masked_by
 from .memory import advance, load_carries, load_words, read, store_carries
-from .simd import njit
-
-# Everything must end up in one LLVM function, where the values of a block live in registers. Nothing of it is called
-# from Python, so the wrappers for that are left out, which takes a third of the compile time.
-inlined = njit(
-    forceinline=True, error_model="numpy", fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
+from .numbers import Number
+from .simd import inlined
 
 Kernel = Callable[[int, int, int, int, int], None]
 
@@ -35,16 +29,29 @@ Kernel = Callable[[int, int, int, int, int], None]
 class Body:
     """One recurrence, independent of where its data lie.
 
-    ``function(io, carries)`` computes a block and returns the carries of the next one. ``operands``: how many, results
-    included. ``carries``: how many. ``reverse``: the order of processing. ``initial``: the operand that holds the carry
-    at the start, for a body with one; carries begin as zero otherwise.
+    ``written(masks)`` is the function ``(io, carries) -> carries`` that computes a block and returns the carries of the next
+    one, in the words of :class:`.masks.Masks`. ``operands``: how many, results included; masks come behind them.
+    ``carries``: how many. ``reverse``: the order of processing. ``initial``: the operand that holds the last of the carries
+    at the start, for a body with one; all others begin as zero.
     """
 
     def __init__(
-        self, function: Callable[..., Any], operands: int, carries: int, reverse: bool, initial: int | None = None
+        self,
+        written: Callable[[Masks], Callable[..., Any]],
+        operands: int,
+        carries: int,
+        reverse: bool,
+        initial: int | None = None,
+        masks: Masks = UNMASKED,
     ) -> None:
-        self.function, self.operands, self.carries = inlined(function), operands, carries
+        self.written, self.function = written, inlined(written(masks))
+        self.operands, self.carries = operands, carries
         self.reverse, self.initial = reverse, initial
+
+    def masked(self) -> Body:
+        """The same recurrence with the operands ``valid`` and ``skip`` behind the others."""
+        masks = masked_by(self.operands, self.operands + 1)
+        return Body(self.written, self.operands + 2, self.carries, self.reverse, self.initial, masks)
 
 
 @inlined
@@ -83,24 +90,25 @@ def _origin(operands: int) -> Callable[..., Any]:
 
 
 def _first_carries(body: Body) -> Callable[..., Any]:
-    count, initial = body.carries, body.initial
+    """A function that gives the carries at the start."""
+    count, initial, others = body.carries, body.initial, body.carries - 1
 
     @inlined
     def all_zero(io: Any) -> Any:
         return zeros(io, count)
 
     @inlined
-    def given(io: Any) -> Any:
-        return (read(io, initial),)
+    def last_given(io: Any) -> Any:
+        return (*zeros(io, others), read(io, initial))
 
-    return all_zero if initial is None else given
+    return all_zero if initial is None else last_given
 
 
-def _one_row(body: Body, element: types.Type, width: int, group: int) -> Callable[..., None]:
+def _one_row(body: Body, number: Number, width: int, group: int) -> Callable[..., None]:
     """All steps of one row. Those that do not fill a register are computed one by one, before the others."""
     function, reverse, stride = body.function, body.reverse, width // group
-    block = block_constant(Block(element, width, group, False, reverse))
-    step = block_constant(Block(element, group, group, False, reverse))
+    block = block_constant(Block(number, width, group, False, reverse))
+    step = block_constant(Block(number, group, group, False, reverse))
     first_carries = _first_carries(body)
 
     @inlined
@@ -117,10 +125,10 @@ def _one_row(body: Body, element: types.Type, width: int, group: int) -> Callabl
     return one_row
 
 
-def rows(body: Body, element: types.Type, width: int, group: int) -> Kernel:
+def rows(body: Body, number: Number, width: int, group: int) -> Kernel:
     """The kernel of ``body`` for data in which ``group`` lanes and then time are contiguous. A task is one row."""
     reverse, n = body.reverse, body.operands
-    layout_of, origin, one_row = _layout(n), _origin(n), _one_row(body, element, width, group)
+    layout_of, origin, one_row = _layout(n), _origin(n), _one_row(body, number, width, group)
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
         layout, steps, inner_size = layout_of(plan), _word(plan, STEPS), _word(plan, INNER)
@@ -140,10 +148,10 @@ def rows(body: Body, element: types.Type, width: int, group: int) -> Kernel:
     return kernel
 
 
-def _one_step(body: Body, element: Any, width: int) -> Callable[..., None]:
+def _one_step(body: Body, number: Number, width: int) -> Callable[..., None]:
     """One time step of a strip of at least ``width`` lanes, whose carries rest in scratch memory between two steps."""
-    function, reverse, count, size = body.function, body.reverse, body.carries, element.bitwidth // 8
-    block = block_constant(Block(element, width, width, True, reverse))
+    function, reverse, count, size = body.function, body.reverse, body.carries, number.element.bitwidth // 8
+    block = block_constant(Block(number, width, width, True, reverse))
 
     @inlined
     def one_step(
@@ -166,12 +174,12 @@ def _one_step(body: Body, element: Any, width: int) -> Callable[..., None]:
     return one_step
 
 
-def strips(body: Body, element: Any, width: int) -> Kernel:
+def strips(body: Body, number: Number, width: int) -> Kernel:
     """The kernel of ``body`` for data of which at least ``width`` lanes are contiguous. A task is a strip of lanes."""
-    reverse, n, size = body.reverse, body.operands, element.bitwidth // 8
-    block = block_constant(Block(element, width, width, True, reverse))
+    reverse, n, size = body.reverse, body.operands, number.element.bitwidth // 8
+    block = block_constant(Block(number, width, width, True, reverse))
     layout_of, origin, first_carries = _layout(n), _origin(n), _first_carries(body)
-    one_step = _one_step(body, element, width)
+    one_step = _one_step(body, number, width)
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
         layout, steps, total, strip = layout_of(plan), _word(plan, STEPS), _word(plan, INNER), _word(plan, STRIP)

@@ -1,0 +1,154 @@
+"""Count, mean and M2 of a result, read once more while it is still in the cache.
+
+A result is dense, whatever its layout, so its numbers are taken as they lie in memory. They are cut into parts, and those
+into chunks that fit the first-level cache: of each chunk first the mean, then the squared deviations from it, in float64.
+Chunks and parts merge as in :mod:`tritonrl.kernels.moments`. Where they end depends on nothing but how many numbers there
+are, so the bits of the result do not depend on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import types
+from torch import Tensor
+
+from ..moments import merge_moments
+from .compile import compiled_once
+from .memory import load
+from .numbers import NUMBERS, Number, like, raised, size_of
+from .pool import POOL
+from .simd import Vector, inlined, intrinsic, shuffle, splat, value_type
+from .strategies import Kernel
+
+PART, CHUNK, WIDTH = 1 << 16, 1 << 12, 16
+
+
+def measure(x: Tensor, counts: Tensor | None, moments: Tensor) -> None:
+    """Count, mean and M2 of what counts in ``x`` into ``moments``. ``x`` is dense and zero where it does not count."""
+    numbers = x.numel()
+    if not numbers:
+        moments.zero_()
+        return
+    parts, threads = -(-numbers // PART), torch.get_num_threads()
+    partials = torch.empty((parts, 3), dtype=torch.float64)
+    function = compiled_once(("moments", NUMBERS[x.dtype].name), functools.partial(_reduction, NUMBERS[x.dtype]))
+    addresses = x.data_ptr(), partials.data_ptr(), numbers
+    if parts == 1 or threads == 1:
+        function(*addresses, 0, parts)
+    else:
+        # The default argument keeps the memory alive, as in :mod:`.dispatch`.
+        def work(i: int, _kept: Any = (x, partials)) -> None:
+            function(*addresses, i, i + 1)
+
+        POOL.run(work, parts, threads)
+    merged = partials[0] if parts == 1 else merge_moments(partials)
+    moments.copy_(merged if counts is None else _without_the_others(merged, _how_many(counts, x.shape)))
+
+
+def _how_many(counts: Tensor, shape: torch.Size) -> int:
+    """How many steps count; a mask that is broadcast counts as often as it stands for a step."""
+    return int(counts.count_nonzero()) * (shape.numel() // counts.numel())
+
+
+def _without_the_others(moments: Tensor, count: int) -> Tensor:
+    """The moments of ``count`` numbers, from those of the same and some zeros."""
+    total, mean, m2 = moments.unbind()
+    if not count:
+        return torch.zeros_like(moments)
+    kept_mean = mean * total / count
+    kept_m2 = m2 - (total - count) * mean * kept_mean
+    return torch.stack([torch.full_like(mean, count), kept_mean, kept_m2.clamp_min(0.0)])
+
+
+def _loading(number: Number, width: int) -> Any:
+    """``(address) -> width`` numbers as float64."""
+    value = value_type(types.float64, width)
+
+    @intrinsic
+    def load_doubles(typing_context: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+            stored = number.stored if width == 1 else ir.VectorType(number.stored, width)
+            x = raised(builder, number, load(builder, args[0], stored))
+            return x if number.element == types.float64 else builder.fpext(x, like(x.type, ir.DoubleType()))
+
+        return value(types.intp), codegen
+
+    return load_doubles
+
+
+@intrinsic
+def _everywhere(typing_context: Any, x: Any) -> Any:
+    """A float64 in every element of a vector."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return splat(builder, args[0], WIDTH)
+
+    return Vector(types.float64, WIDTH)(types.float64), codegen
+
+
+@intrinsic
+def _total(typing_context: Any, x: Any) -> Any:
+    """The sum of the elements of a vector, which is halved until one is left."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        (value,) = args
+        width = value.type.count
+        while width > 1:
+            width //= 2
+            low, high = (shuffle(builder, value, value, range(i, i + width)) for i in (0, width))
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return types.float64(x), codegen
+
+
+@intrinsic
+def _store(typing_context: Any, address: Any, x: Any) -> Any:
+    """A float64 to memory."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        builder.store(args[1], builder.inttoptr(args[0], ir.DoubleType().as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.float64), codegen
+
+
+def _reduction(number: Number) -> Kernel:
+    """The kernel ``(address, partials, numbers, first part, end)``: three numbers to ``partials`` for each part."""
+    load_many, load_one, size = _loading(number, WIDTH), _loading(number, 1), size_of(number.stored)
+
+    @inlined
+    def deviations(address: int, count: int, centre: float) -> tuple[float, float]:
+        """The sums of ``x - centre`` and of its square."""
+        whole = count - count % WIDTH
+        many, sums, squares = _everywhere(centre), _everywhere(0.0), _everywhere(0.0)
+        for i in range(0, whole, WIDTH):
+            deviation = load_many(address + i * size) - many
+            sums, squares = sums + deviation, squares + deviation * deviation
+        first, second = _total(sums), _total(squares)
+        for i in range(whole, count):
+            deviation = load_one(address + i * size) - centre
+            first, second = first + deviation, second + deviation * deviation
+        return first, second
+
+    def kernel(address: int, partials: int, numbers: int, begin: int, end: int) -> None:
+        for part in range(begin, end):
+            count, mean, m2 = 0, 0.0, 0.0
+            for at in range(part * PART, min(numbers, (part + 1) * PART), CHUNK):
+                some = min(CHUNK, numbers - at)
+                chunk_mean = deviations(address + at * size, some, 0.0)[0] / some
+                rest, squares = deviations(address + at * size, some, chunk_mean)
+                apart, total = chunk_mean - mean, count + some
+                m2 += squares - rest * rest / some + apart * apart * (count * some / total)
+                mean += apart * (some / total)
+                count = total
+            row = partials + 24 * part
+            _store(row, float(count))
+            _store(row + 8, mean)
+            _store(row + 16, m2)
+
+    return kernel
