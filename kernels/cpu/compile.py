@@ -23,8 +23,9 @@ from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from .numbers import NUMBERS
+from .pieces import pieces
 from .simd import njit
-from .strategies import Body, Kernel, rows, strips
+from .strategies import Body, rows, strips
 
 _SIGNATURE = types.void(types.intp, types.intp, types.intp, types.intp, types.intp)
 _lock = threading.RLock()
@@ -69,20 +70,31 @@ class _KernelCache(FunctionCache):
             self.disable()
 
 
-def _compiled(function: Kernel, name: str, cached: bool) -> Kernel:
-    dispatcher = njit(nogil=True, error_model="numpy", fastmath={"contract"}, no_cfunc_wrapper=True)(function)
+class Compiled:
+    """Machine code: called from Python as it is, and from machine code by the address of its C function."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self._run = dispatcher
+        (found,) = dispatcher.overloads.values()
+        self.address: int = found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name)
+
+    def __call__(self, *args: int) -> None:
+        self._run(*args)
+
+
+def _compiled(function: Callable[..., None], name: str, cached: bool, signature: Any) -> Compiled:
+    dispatcher = njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
     if cached:
         dispatcher._cache = _KernelCache(function, name)
-    dispatcher.compile(_SIGNATURE)
+    dispatcher.compile(signature)
     dispatcher.disable_compile()
-    kernel: Kernel = dispatcher
-    return kernel
+    return Compiled(dispatcher)
 
 
-_kernels: dict[tuple[Any, ...], Kernel] = {}
+_kernels: dict[tuple[Any, ...], Compiled] = {}
 
 
-def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> Kernel:
+def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> Compiled:
     """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or strips if that is 0."""
     number = NUMBERS[dtype]
     made = (
@@ -91,20 +103,34 @@ def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> K
     return compiled_once((op, number.name, width, group), made)
 
 
-def compiled_once(key: tuple[Any, ...], make: Callable[[], Kernel]) -> Kernel:
+def kernels_of_pieces(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> tuple[Compiled, Compiled]:
+    """The same for time cut into pieces: the kernel that computes them, and the one that begins them again."""
+    number = NUMBERS[dtype]
+    first, second = (
+        compiled_once(
+            (op, number.name, width, group, name), functools.partial(pieces, body, number, width, group, again)
+        )
+        for name, again in (("pieces", False), ("again", True))
+    )
+    return first, second
+
+
+def compiled_once(
+    key: tuple[Any, ...], make: Callable[[], Callable[..., None]], signature: Any = _SIGNATURE
+) -> Compiled:
     """The machine code of what ``make`` returns, known by its key."""
     found = _kernels.get(key)
     if found is not None:
         return found
     with _lock:
         if key not in _kernels:
-            _kernels[key] = _with_cache_if_possible(make(), "-".join(map(str, key)))
+            _kernels[key] = _with_cache_if_possible(make(), "-".join(map(str, key)), signature)
         return _kernels[key]
 
 
-def _with_cache_if_possible(function: Kernel, name: str) -> Kernel:
+def _with_cache_if_possible(function: Callable[..., None], name: str, signature: Any) -> Compiled:
     try:
-        return _compiled(function, name, cached=True)
+        return _compiled(function, name, True, signature)
     except Exception:
         # No folder can be written, or Numba's cache has changed inside. A real error of the compiler comes again.
-        return _compiled(function, name, cached=False)
+        return _compiled(function, name, False, signature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -15,18 +14,18 @@ from torch import Tensor
 
 from ..dtypes import accumulate_dtype
 from ..specs import plain_names
-from .compile import kernel
+from . import team
+from .compile import Compiled, kernel, kernels_of_pieces
 from .geometry import ABSENT, ONE, ONE_DOUBLE, Operand, Plan, Unmergeable, make_plan
-from .pool import POOL
-from .strategies import Body, Kernel
+from .strategies import Body
 
 # What the operands of an op are. A float may be absent, which counts as zero. A discount may stay a float64 scalar.
 # WANTED is a result that has no memory when nobody asked for it. The masks of a masked op stand behind all others.
 FLOAT, FLAG, DISCOUNT, RESULT, WANTED = "float", "flag", "discount", "result", "wanted"
 _ABSENT_MASKS = torch.tensor(True), torch.tensor(False)  # valid: all of them; skip: none
 
-# Some 30 microseconds of work: for less, waking a second thread costs more than it saves.
-STEPS_PER_CHUNK = 1 << 16
+# Some 10 microseconds of work, and what torch itself takes for a grain: for less a second thread costs more than it saves.
+STEPS_PER_CHUNK = 1 << 15
 _CHUNKS_PER_THREAD = 4
 _PLANS_KEPT = 4096
 
@@ -54,20 +53,22 @@ def _masked(op: Op) -> Op:
 class _Prepared(NamedTuple):
     """What a call needs that does not change while shapes, strides and dtypes stay the same.
 
-    ``conversions``: operands whose dtype or layout no kernel takes, with what to do about it before each call.
+    ``conversions``: operands whose dtype or layout no kernel takes, with what to do about it before each call. ``again``: the
+    second kernel where time is cut into pieces. ``marks``: bytes for theirs.
     """
 
     plan: Plan
-    kernel: Kernel
+    kernel: Compiled
     conversions: tuple[tuple[int, Callable[[Tensor], Tensor]], ...]
     scratch: int
     chunks: int
+    again: Compiled | None
+    marks: int
 
 
 _prepared: dict[Any, _Prepared] = {}
 _zero = np.zeros(1, dtype=np.float64)
 _ZERO = _zero.ctypes.data
-_local = threading.local()
 
 
 def run(
@@ -102,34 +103,16 @@ def run(
         x = operands[k]
         operands[k] = None if x is None else convert(x)
     pointers = array("q", [_ZERO if x is None else x.data_ptr() for x in operands])
-    _launch(prepared, pointers, operands, threads)
-
-
-def _launch(prepared: _Prepared, pointers: array[int], operands: Sequence[Tensor | None], threads: int) -> None:
-    plan, function, _, scratch, chunks = prepared
-    address = pointers.buffer_info()[0]
-    if chunks == 1:
-        function(plan.address, address, _scratch(scratch), 0, plan.tasks)
+    plan, chunks, scratch = prepared.plan, prepared.chunks, prepared.scratch
+    where = plan.address, pointers.buffer_info()[0], scratch
+    if prepared.again is None:
+        team.run(prepared.kernel, *where, plan.tasks, chunks, threads, (pointers, operands))
         return
-
-    # The default arguments keep the memory alive for as long as a helper may write to it, even if the caller is
-    # interrupted.
-    def work(i: int, _pointers: Any = pointers, _operands: Any = operands) -> None:
-        function(plan.address, address, _scratch(scratch), plan.tasks * i // chunks, plan.tasks * (i + 1) // chunks)
-
-    POOL.run(work, chunks, threads)
-
-
-def _scratch(size: int) -> int:
-    """The address of at least ``size`` bytes that belong to this thread."""
-    if not size:
-        return 0
-    memory: np.ndarray | None = getattr(_local, "memory", None)
-    if memory is None or memory.nbytes < size:
-        memory = _local.memory = np.empty(size // 8 + 1, dtype=np.float64)
-        _local.address = memory.ctypes.data
-    address: int = _local.address
-    return address
+    marks = np.empty(prepared.marks, dtype=np.uint8)
+    pointers.append(marks.ctypes.data)
+    where, kept = (plan.address, pointers.buffer_info()[0], scratch), (pointers, operands, marks)
+    team.run(prepared.kernel, *where, plan.tasks * plan.pieces, chunks, threads, kept)
+    team.run(prepared.again, *where, plan.tasks, min(plan.tasks, chunks), threads, kept)
 
 
 def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> _Prepared:
@@ -149,10 +132,14 @@ def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: 
             conversions[k] = _copied_like(like, op.roles[k])
             tensors[k] = conversions[k](_present(tensors[k]))
         plan = _plan(op, tensors, like, time_dim, threads)
-    function = kernel(op.name, op.body, like.dtype, plan.width, plan.group)
+    made = op.name, op.body, like.dtype, plan.width, plan.group
+    function, again = kernels_of_pieces(*made) if plan.pieces > 1 else (kernel(*made), None)
     most = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
-    chunks = max(1, min(plan.tasks, like.numel() // STEPS_PER_CHUNK, most))
-    return _Prepared(plan, function, tuple(conversions.items()), plan.scratch * op.body.carries, chunks)
+    worth = most if plan.pieces > 1 else like.numel() // STEPS_PER_CHUNK
+    chunks = max(1, min(plan.tasks * plan.pieces, worth, most))
+    scratch = plan.scratch * op.body.carries
+    marks = scratch * plan.tasks * plan.pieces * plan.marks
+    return _Prepared(plan, function, tuple(conversions.items()), scratch, chunks, again, marks)
 
 
 def _check(op: Op, k: int, x: Tensor | None, role: str) -> None:

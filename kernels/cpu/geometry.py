@@ -24,15 +24,19 @@ import numpy as np
 CONTIGUOUS, ONE, ONE_DOUBLE, GATHERED, ABSENT = range(5)
 
 # The plan of a kernel, in 64-bit words. STEPS: of time. INNER: rows in the innermost dimension of rows, or lanes to be
-# cut into strips of STRIP. SPLIT: lanes in the inner of the two lane dimensions of a block. Then tables with one word
+# cut into strips of STRIP. SPLIT: lanes in the inner of the two lane dimensions of a block. GAP: from carry to carry in
+# scratch memory. PIECES: that time is cut into, of PIECE steps with MARKS, EVERY so many steps. Then tables with one word
 # per operand: kind, time stride, lane stride, outer lane stride, stride of the INNER rows. Then OUTER_DIMENSIONS times
 # a size and one stride per operand, the innermost first. All strides in bytes.
-STEPS, INNER, STRIP, SPLIT, OUTER_DIMENSIONS = range(5)
-HEADER, TABLES = 5, 5
+STEPS, INNER, STRIP, SPLIT, GAP, PIECES, PIECE, EVERY, MARKS, OUTER_DIMENSIONS = range(10)
+HEADER, TABLES = 10, 5
 
 REGISTER_BYTES = 64
 # The strip's carries should stay in the second-level cache, and a row of it should be long enough for the prefetcher.
 MAX_STRIP_BYTES = 64 * 1024
+# A piece of time shorter than this is not worth beginning again, which takes some 300 steps (:mod:`.pieces`).
+MIN_PIECE = 2048
+STEPS_BETWEEN_MARKS = 256
 # Shorter rows than this make the prefetcher start anew so often that a second thread gains nothing.
 MIN_SHARED_STRIP_BYTES = 8 * 1024
 
@@ -52,8 +56,18 @@ class Dimension(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Cut(NamedTuple):
+    """Time in ``pieces`` of ``piece`` steps, each with ``marks`` that are ``every`` so many steps apart."""
+
+    pieces: int
+    piece: int
+    every: int
+    marks: int
+
+
 class Plan(NamedTuple):
-    """``width`` and ``group`` make the kernel; ``group == 0`` stands for strips. ``scratch``: bytes for each carry."""
+    """``width`` and ``group`` make the kernel; ``group == 0`` stands for strips. ``tasks``: rows, or strips. ``scratch``: bytes
+    for each carry. ``pieces``: that time is cut into, each with so many ``marks``."""
 
     width: int
     group: int
@@ -61,6 +75,8 @@ class Plan(NamedTuple):
     scratch: int
     words: np.ndarray
     address: int
+    pieces: int
+    marks: int
 
 
 class Unmergeable(ValueError):
@@ -87,7 +103,7 @@ def make_plan(
     shape: Sequence[int], time_dim: int, operands: Sequence[Operand], result: int, itemsize: int, parts: int = 1
 ) -> Plan:
     """The plan for these operands. ``result``: which of them is laid out as all results are. ``itemsize``: of a number in a
-    register. ``parts``: how many strips there should be at least, if there are lanes enough, for as many threads.
+    register. ``parts``: how many tasks or pieces there should be at least, if the data are enough, for as many threads.
 
     Raises:
         Unmergeable: if the lanes inside a time step make more than two dimensions and too few lanes.
@@ -111,7 +127,7 @@ def make_plan(
     width = full // count * count
     while count == 1 and width > 4 and width > time.size:
         width //= 2
-    return _rows(time, packed, outside, operands, width, count)
+    return _rows(time, packed, outside, operands, width, count, itemsize, parts)
 
 
 def _innermost(inside: list[Dimension], full: int) -> tuple[list[Dimension], list[Dimension]]:
@@ -157,11 +173,13 @@ def _words(
     inner: Dimension,
     strip: int,
     outer: list[Dimension],
+    gap: int,
+    cut: Cut,
 ) -> np.ndarray:
     nothing = (0,) * len(kinds)
     lane = packed[-1] if packed else Dimension(1, nothing)
     outer_lane = packed[0] if len(packed) > 1 else Dimension(1, nothing)
-    words = [time.size, inner.size, strip, lane.size, len(outer)]
+    words = [time.size, inner.size, strip, lane.size, gap, cut.pieces, cut.piece, cut.every, cut.marks, len(outer)]
     words += [*kinds, *time.strides, *lane.strides, *outer_lane.strides, *inner.strides]
     for d in reversed(outer):
         words += [d.size, *d.strides]
@@ -175,11 +193,14 @@ def _rows(
     operands: Sequence[Operand],
     width: int,
     group: int,
+    itemsize: int,
+    parts: int,
 ) -> Plan:
     *outer, inner = outside or [Dimension(1, (0,) * len(operands))]
-    words = _words(time, packed, _kinds(operands, time, packed, group, False), inner, 0, outer)
-    tasks = math.prod(d.size for d in outside)
-    return Plan(width, group, tasks, 0, words, words.ctypes.data)
+    tasks, gap = math.prod(d.size for d in outside), group * itemsize
+    cut = cut_time(time.size, tasks, parts, width // group)
+    words = _words(time, packed, _kinds(operands, time, packed, group, False), inner, 0, outer, gap, cut)
+    return Plan(width, group, tasks, gap if cut.pieces > 1 else 0, words, words.ctypes.data, cut.pieces, cut.marks)
 
 
 def _strips(
@@ -195,9 +216,22 @@ def _strips(
     share = max(-(-total // max(1, -(-parts // others))), MIN_SHARED_STRIP_BYTES // itemsize)
     strip = strip_size(total, width, min(MAX_STRIP_BYTES // itemsize, share))
     inner = Dimension(total, (0,) * len(operands))
-    words = _words(time, packed, _kinds(operands, time, packed, width, True), inner, strip, outer)
-    tasks = others * -(-total // strip)
-    return Plan(width, 0, tasks, strip * itemsize, words, words.ctypes.data)
+    tasks, gap = others * -(-total // strip), strip * itemsize
+    cut = cut_time(time.size, tasks, parts, 1)
+    words = _words(time, packed, _kinds(operands, time, packed, width, True), inner, strip, outer, gap, cut)
+    return Plan(width, 0, tasks, gap, words, words.ctypes.data, cut.pieces, cut.marks)
+
+
+def cut_time(steps: int, tasks: int, parts: int, stride: int) -> Cut:
+    """Pieces so that all of ``parts`` threads have as many of them, where there are too few tasks for that.
+
+    Pieces are whole multiples of ``stride`` steps. The first takes those as well that are left over.
+    """
+    wanted = 1 if tasks >= 4 * parts else parts // math.gcd(tasks, parts)
+    every = STEPS_BETWEEN_MARKS // stride * stride
+    marks = -(-(steps // max(1, min(wanted, steps // MIN_PIECE))) // every)
+    pieces = -(-(steps - steps % stride) // (marks * every)) if marks else 1
+    return Cut(pieces, marks * every, every, marks)
 
 
 def strip_size(total: int, width: int, limit: int) -> int:

@@ -32,14 +32,15 @@ from .numbers import lowered, raised, size_of
 from .simd import constant, intrinsic, llvm_float, moved, rarely, splat
 
 
-def _pointer(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+def pointer_to(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """An address as a pointer to ``kind``."""
     return builder.inttoptr(address, kind.as_pointer())
 
 
 def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
     """What lies at an address, which need only be aligned to one element."""
     element = kind.element if isinstance(kind, ir.VectorType) else kind
-    return builder.load(_pointer(builder, address, kind), align=size_of(element))
+    return builder.load(pointer_to(builder, address, kind), align=size_of(element))
 
 
 def _plus(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, stride: ir.Value) -> ir.Value:
@@ -223,7 +224,7 @@ def write(typing_context: Any, io: Any, k: Any, x: Any) -> Any:
         result, x = _Operand(builder, args[0], position), lowered(builder, block.number, args[2])
         size = size_of(block.number.stored)
         address = _plus(builder, result.base, result.index, ir.Constant(WORD, size))
-        builder.store(x, _pointer(builder, address, x.type), align=size)
+        builder.store(x, pointer_to(builder, address, x.type), align=size)
         return context.get_dummy_value()
 
     return types.void(io, k, x), codegen
@@ -239,6 +240,27 @@ def load_words(typing_context: Any, address: Any, count: Any) -> Any:
         return context.make_tuple(builder, sig.return_type, words)
 
     return types.UniTuple(types.int64, n)(address, count), codegen
+
+
+@intrinsic
+def load_bits(typing_context: Any, address: Any) -> Any:
+    """Four bytes, whatever they mean."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return load(builder, args[0], ir.IntType(32))
+
+    return types.int32(address), codegen
+
+
+@intrinsic
+def store_bits(typing_context: Any, address: Any, bits: Any) -> Any:
+    """The inverse of :func:`load_bits`."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        builder.store(args[1], pointer_to(builder, args[0], ir.IntType(32)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(address, types.int32), codegen
 
 
 @intrinsic
@@ -273,7 +295,7 @@ def store_carries(typing_context: Any, io: Any, address: Any, gap: Any, carries:
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         for k in range(len(sig.args[3])):
-            place = _pointer(builder, _plus(builder, args[1], ir.Constant(WORD, k), args[2]), block.kind)
+            place = pointer_to(builder, _plus(builder, args[1], ir.Constant(WORD, k), args[2]), block.kind)
             builder.store(builder.extract_value(args[3], k), place, align=size_of(llvm_float(block.element)))
         return context.get_dummy_value()
 

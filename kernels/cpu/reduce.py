@@ -9,6 +9,7 @@ are, so the bits of the result do not depend on how many threads there are.
 from __future__ import annotations
 
 import functools
+from array import array
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from numba import types
 from torch import Tensor
 
 from ..moments import merge_moments
+from . import team
 from .compile import compiled_once
-from .memory import load
+from .memory import load, load_words
 from .numbers import NUMBERS, Number, like, raised, size_of
-from .pool import POOL
 from .simd import Vector, inlined, intrinsic, shuffle, splat, value_type
 from .strategies import Kernel
 
@@ -36,15 +37,8 @@ def measure(x: Tensor, counts: Tensor | None, moments: Tensor) -> None:
     parts, threads = -(-numbers // PART), torch.get_num_threads()
     partials = torch.empty((parts, 3), dtype=torch.float64)
     function = compiled_once(("moments", NUMBERS[x.dtype].name), functools.partial(_reduction, NUMBERS[x.dtype]))
-    addresses = x.data_ptr(), partials.data_ptr(), numbers
-    if parts == 1 or threads == 1:
-        function(*addresses, 0, parts)
-    else:
-        # The default argument keeps the memory alive, as in :mod:`.dispatch`.
-        def work(i: int, _kept: Any = (x, partials)) -> None:
-            function(*addresses, i, i + 1)
-
-        POOL.run(work, parts, threads)
+    plan = array("q", [x.data_ptr(), numbers])
+    team.run(function, plan.buffer_info()[0], partials.data_ptr(), 0, parts, parts, threads, (x, partials, plan))
     merged = partials[0] if parts == 1 else merge_moments(partials)
     moments.copy_(merged if counts is None else _without_the_others(merged, _how_many(counts, x.shape)))
 
@@ -118,7 +112,10 @@ def _store(typing_context: Any, address: Any, x: Any) -> Any:
 
 
 def _reduction(number: Number) -> Kernel:
-    """The kernel ``(address, partials, numbers, first part, end)``: three numbers to ``partials`` for each part."""
+    """The kernel ``(plan, partials, -, first part, end)``: three numbers to ``partials`` for each part.
+
+    ``plan``: the address of the numbers, and how many there are.
+    """
     load_many, load_one, size = _loading(number, WIDTH), _loading(number, 1), size_of(number.stored)
 
     @inlined
@@ -135,7 +132,8 @@ def _reduction(number: Number) -> Kernel:
             first, second = first + deviation, second + deviation * deviation
         return first, second
 
-    def kernel(address: int, partials: int, numbers: int, begin: int, end: int) -> None:
+    def kernel(plan: int, partials: int, _: int, begin: int, end: int) -> None:
+        address, numbers = load_words(plan, 2)
         for part in range(begin, end):
             count, mean, m2 = 0, 0.0, 0.0
             for at in range(part * PART, min(numbers, (part + 1) * PART), CHUNK):

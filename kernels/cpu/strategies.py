@@ -7,6 +7,8 @@ A kernel is made from a *body* (one block of one recurrence, see :mod:`.bodies`)
 - :func:`strips`: many lanes are contiguous. A task is a strip of lanes. Registers lie across lanes, time is walked step
   by step.
 
+Where there are fewer tasks than threads, :mod:`.pieces` cuts time as well.
+
 A kernel gets the address of a plan (sizes and strides, :mod:`.geometry`), the address of one pointer per operand, the
 address of scratch memory, and the range of tasks to do. It allocates nothing and cannot fail.
 """
@@ -14,10 +16,10 @@ address of scratch memory, and the range of tasks to do. It allocates nothing an
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from .blocks import Block, block_constant, zeros
-from .geometry import HEADER, INNER, OUTER_DIMENSIONS, SPLIT, STEPS, STRIP, TABLES
+from .geometry import GAP, HEADER, INNER, OUTER_DIMENSIONS, SPLIT, STEPS, STRIP, TABLES
 from .masks import UNMASKED, Masks, masked_by
 from .memory import advance, load_carries, load_words, read, store_carries
 from .numbers import Number
@@ -55,11 +57,12 @@ class Body:
 
 
 @inlined
-def _word(plan: int, index: int) -> int:
+def word(plan: int, index: int) -> int:
+    """A word of the plan."""
     return load_words(plan + 8 * index, 1)[0]
 
 
-def _layout(operands: int) -> Callable[..., Any]:
+def layout_of(operands: int) -> Callable[..., Any]:
     """The fields of ``io`` that stay the same through a whole kernel."""
 
     @inlined
@@ -67,7 +70,7 @@ def _layout(operands: int) -> Callable[..., Any]:
         table = plan + 8 * HEADER
         kinds, times = load_words(table, operands), load_words(table + 8 * operands, operands)
         lanes, outer_lanes = load_words(table + 16 * operands, operands), load_words(table + 24 * operands, operands)
-        return kinds, times, lanes, outer_lanes, _word(plan, SPLIT)
+        return kinds, times, lanes, outer_lanes, word(plan, SPLIT)
 
     return layout
 
@@ -79,8 +82,8 @@ def _origin(operands: int) -> Callable[..., Any]:
     def origin(plan: int, pointers: int, position: int) -> Any:
         addresses = load_words(pointers, operands)
         at = HEADER + TABLES * operands
-        for _ in range(_word(plan, OUTER_DIMENSIONS)):
-            size = _word(plan, at)
+        for _ in range(word(plan, OUTER_DIMENSIONS)):
+            size = word(plan, at)
             addresses = advance(addresses, load_words(plan + 8 * (at + 1), operands), position % size)
             position = position // size
             at += 1 + operands
@@ -104,48 +107,94 @@ def _first_carries(body: Body) -> Callable[..., Any]:
     return all_zero if initial is None else last_given
 
 
-def _one_row(body: Body, number: Number, width: int, group: int) -> Callable[..., None]:
-    """All steps of one row. Those that do not fill a register are computed one by one, before the others."""
+class Walk(NamedTuple):
+    """How to go through the data of one task, with the carries in scratch memory, ``gap`` bytes apart.
+
+    ``locate(plan, pointers, task)`` gives where its operands begin, its first lane, and how many lanes it has; ``lane`` stands
+    for these three. ``enter(lane, layout, scratch, gap)`` writes the first carries. ``go(lane, layout, steps, begin, end,
+    scratch, gap)`` computes the ``begin``-th to ``end``-th step in the order of processing: ``begin`` is zero, or the distances
+    from it to ``end`` and to the last of all steps are multiples of ``stride``.
+    """
+
+    locate: Callable[..., Any]
+    enter: Callable[..., None]
+    go: Callable[..., None]
+    stride: int
+
+
+def _some_steps(body: Body, number: Number, width: int, group: int) -> Callable[..., Any]:
+    """Some steps of one row. Those that do not fill a register are computed one by one, before the others."""
     function, reverse, stride = body.function, body.reverse, width // group
     block = block_constant(Block(number, width, group, False, reverse))
     step = block_constant(Block(number, group, group, False, reverse))
-    first_carries = _first_carries(body)
 
     @inlined
-    def one_row(bases: Any, layout: Any, steps: int) -> None:
-        carries = first_carries((bases, *layout, 0, False, False, step()))
+    def some_steps(bases: Any, layout: Any, steps: int, begin: int, end: int, carries: Any) -> Any:
         odd = steps % stride
-        for i in range(odd):
+        for i in range(begin, odd):
             t = steps - 1 - i if reverse else i
             carries = function((bases, *layout, t * group, i == 0, i == steps - 1, step()), carries)
-        for i in range(odd, steps, stride):
+        for i in range(max(begin, odd), end, stride):
             t = steps - i - stride if reverse else i
             carries = function((bases, *layout, t * group, i == 0, i == steps - stride, block()), carries)
+        return carries
 
-    return one_row
+    return some_steps
+
+
+def _row_start(operands: int) -> Callable[..., Any]:
+    """Where the operands of a row begin."""
+    origin = _origin(operands)
+
+    @inlined
+    def row_start(plan: int, pointers: int, task: int) -> Any:
+        inner_size = word(plan, INNER)
+        inner_strides = load_words(plan + 8 * (HEADER + (TABLES - 1) * operands), operands)
+        return advance(origin(plan, pointers, task // inner_size), inner_strides, task % inner_size)
+
+    return row_start
 
 
 def rows(body: Body, number: Number, width: int, group: int) -> Kernel:
     """The kernel of ``body`` for data in which ``group`` lanes and then time are contiguous. A task is one row."""
     reverse, n = body.reverse, body.operands
-    layout_of, origin, one_row = _layout(n), _origin(n), _one_row(body, number, width, group)
+    layout_at, row_start, first_carries = layout_of(n), _row_start(n), _first_carries(body)
+    some_steps = _some_steps(body, number, width, group)
+    step = block_constant(Block(number, group, group, False, reverse))
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
-        layout, steps, inner_size = layout_of(plan), _word(plan, STEPS), _word(plan, INNER)
-        inner_strides = load_words(plan + 8 * (HEADER + (TABLES - 1) * n), n)
-        # Backwards through memory as a whole, not only within rows: the processor prefetches one direction at a time.
-        task, onwards = (end - 1, -1) if reverse else (begin, 1)
-        outer, inner = task // inner_size, task % inner_size
-        start = origin(plan, pointers, outer)
-        for _ in range(begin, end):
-            one_row(advance(start, inner_strides, inner), layout, steps)
-            inner += onwards
-            if inner < 0 or inner == inner_size:
-                inner = inner_size - 1 if reverse else 0
-                outer += onwards
-                start = origin(plan, pointers, outer)
+        layout, steps = layout_at(plan), word(plan, STEPS)
+        for i in range(end - begin):
+            # Backwards through memory as a whole, not only within rows: the processor prefetches one direction at a time.
+            start = row_start(plan, pointers, end - 1 - i if reverse else begin + i)
+            carries = first_carries((start, *layout, 0, False, False, step()))
+            some_steps(start, layout, steps, 0, steps, carries)
 
     return kernel
+
+
+def row_walk(body: Body, number: Number, width: int, group: int) -> Walk:
+    """One row, as in :func:`rows`."""
+    count, row_start, first_carries = body.carries, _row_start(body.operands), _first_carries(body)
+    some_steps = _some_steps(body, number, width, group)
+    step = block_constant(Block(number, group, group, False, body.reverse))
+
+    @inlined
+    def locate(plan: int, pointers: int, task: int) -> Any:
+        return row_start(plan, pointers, task), 0, group
+
+    @inlined
+    def enter(lane: Any, layout: Any, scratch: int, gap: int) -> None:
+        io = (lane[0], *layout, 0, False, False, step())
+        store_carries(io, scratch, gap, first_carries(io))
+
+    @inlined
+    def go(lane: Any, layout: Any, steps: int, begin: int, end: int, scratch: int, gap: int) -> None:
+        io = (lane[0], *layout, 0, False, False, step())
+        carries = load_carries(io, scratch, count, gap)
+        store_carries(io, scratch, gap, some_steps(lane[0], layout, steps, begin, end, carries))
+
+    return Walk(locate, enter, go, width // group)
 
 
 def _one_step(body: Body, number: Number, width: int) -> Callable[..., None]:
@@ -174,25 +223,48 @@ def _one_step(body: Body, number: Number, width: int) -> Callable[..., None]:
     return one_step
 
 
-def strips(body: Body, number: Number, width: int) -> Kernel:
-    """The kernel of ``body`` for data of which at least ``width`` lanes are contiguous. A task is a strip of lanes."""
-    reverse, n, size = body.reverse, body.operands, number.element.bitwidth // 8
+def strip_walk(body: Body, number: Number, width: int) -> Walk:
+    """A strip of at least ``width`` contiguous lanes."""
+    reverse, size = body.reverse, number.element.bitwidth // 8
     block = block_constant(Block(number, width, width, True, reverse))
-    layout_of, origin, first_carries = _layout(n), _origin(n), _first_carries(body)
+    origin, first_carries = _origin(body.operands), _first_carries(body)
     one_step = _one_step(body, number, width)
 
+    @inlined
+    def locate(plan: int, pointers: int, task: int) -> Any:
+        total, strip = word(plan, INNER), word(plan, STRIP)
+        per_row = (total + strip - 1) // strip
+        first_lane = task % per_row * strip
+        return origin(plan, pointers, task // per_row), first_lane, min(strip, total - first_lane)
+
+    @inlined
+    def enter(lane: Any, layout: Any, scratch: int, gap: int) -> None:
+        start, first_lane, lanes = lane
+        for k in range(0, lanes, width):
+            i = min(k, lanes - width)
+            io = (start, *layout, first_lane + i, False, False, block())
+            store_carries(io, scratch + i * size, gap, first_carries(io))
+
+    @inlined
+    def go(lane: Any, layout: Any, steps: int, begin: int, end: int, scratch: int, gap: int) -> None:
+        start, first_lane, lanes = lane
+        times = layout[1]
+        for i in range(begin, end):
+            bases = advance(start, times, steps - 1 - i if reverse else i)
+            one_step(bases, layout, first_lane, lanes, i == 0, i == steps - 1, scratch, gap)
+
+    return Walk(locate, enter, go, 1)
+
+
+def strips(body: Body, number: Number, width: int) -> Kernel:
+    """The kernel of ``body`` for data of which at least ``width`` lanes are contiguous. A task is a strip of lanes."""
+    layout_at, (locate, enter, go, _) = layout_of(body.operands), strip_walk(body, number, width)
+
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
-        layout, steps, total, strip = layout_of(plan), _word(plan, STEPS), _word(plan, INNER), _word(plan, STRIP)
-        times, gap, per_row = layout[1], strip * size, (total + strip - 1) // strip
+        layout, steps, gap = layout_at(plan), word(plan, STEPS), word(plan, GAP)
         for task in range(begin, end):
-            start, first_lane = origin(plan, pointers, task // per_row), task % per_row * strip
-            lanes = min(strip, total - first_lane)
-            for k in range(0, lanes, width):
-                i = min(k, lanes - width)
-                io = (start, *layout, first_lane + i, False, False, block())
-                store_carries(io, scratch + i * size, gap, first_carries(io))
-            for i in range(steps):
-                bases = advance(start, times, steps - 1 - i if reverse else i)
-                one_step(bases, layout, first_lane, lanes, i == 0, i == steps - 1, scratch, gap)
+            lane = locate(plan, pointers, task)
+            enter(lane, layout, scratch, gap)
+            go(lane, layout, steps, 0, steps, scratch, gap)
 
     return kernel

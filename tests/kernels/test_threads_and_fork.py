@@ -15,17 +15,26 @@ import torch
 from torch import Tensor
 
 from tritonrl import kernels
-from tritonrl.kernels.cpu import bodies, compile, dispatch
+from tritonrl.kernels.cpu import bodies, compile, dispatch, team
 from tritonrl.kernels.cpu.pool import POOL, Pool
 
-SHAPES = (((600, 70), -1), ((70, 600), -2), ((40, 90, 5), -2), ((900, 3), -2))
+# Enough rows or strips for all threads; and too few, so that time is cut.
+SHAPES = (
+    *(((600, 70), -1), ((70, 600), -2), ((40, 90, 5), -2)),
+    *(((900, 3), -2), ((2, 1501), -1), ((1777, 21), -2)),
+)
 
 
-@pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cut even small work into pieces for several threads."""
+@pytest.fixture(autouse=True, params=["openmp", "pool"])
+def _small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cut even small work into pieces for several threads, OpenMP's or our own."""
+    if request.param == "openmp" and team.openmp() is None:
+        pytest.skip("torch has no OpenMP here")
+    monkeypatch.setattr(team, "_is_child", [request.param == "pool"])
     monkeypatch.setattr(dispatch, "STEPS_PER_CHUNK", 512)
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.MIN_SHARED_STRIP_BYTES", 64)
+    monkeypatch.setattr("tritonrl.kernels.cpu.geometry.MIN_PIECE", 200)
+    monkeypatch.setattr("tritonrl.kernels.cpu.geometry.STEPS_BETWEEN_MARKS", 32)
     dispatch._prepared.clear()
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -57,6 +66,42 @@ def test_the_number_of_threads_changes_no_bit(shape: tuple[int, ...], time_dim: 
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
         assert same(gae(data, time_dim), alone)
+
+
+@pytest.mark.parametrize(("gamma", "lmbda", "ends"), [(0.99, 0.95, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 0.01)])
+@pytest.mark.parametrize(("shape", "time_dim"), [((3001,), -1), ((3000, 3), -2), ((2999, 33), -2)])
+@pytest.mark.parametrize("poison", [0.0, float("nan"), float("inf")])
+def test_cutting_time_into_pieces_changes_no_bit(
+    shape: tuple[int, ...], time_dim: int, gamma: float, lmbda: float, ends: float, poison: float
+) -> None:
+    reward, value, next_value, _ = draw(shape)
+    done = torch.rand(shape) < ends
+    reward.select(time_dim, 1700).add_(poison)
+
+    def compute() -> tuple[Tensor, ...]:
+        numbers = {"gamma": gamma, "time_dim": time_dim}
+        advantages = kernels.gae(reward, value, next_value, done, lmbda=lmbda, **numbers)
+        corrected = kernels.vtrace(0.1 * value, 0.1 * reward, reward, value, next_value, done, **numbers)
+        forwards = kernels.linear_recurrence(torch.full(shape, gamma), reward, time_dim=time_dim, reverse=False)
+        return *advantages, *corrected, forwards
+
+    torch.set_num_threads(1)
+    alone = compute()
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        dispatch._prepared.clear()
+        assert same(compute(), alone)
+        assert all(prepared.plan.pieces > 1 for prepared in dispatch._prepared.values())
+
+
+def test_a_piece_that_was_begun_with_the_wrong_state_is_begun_again() -> None:
+    """Without discount the last reward reaches every step, so no piece but the last can be right at once."""
+    reward = torch.zeros(3000)
+    reward[-1] = 1.0
+    done = torch.zeros(3000, dtype=torch.bool)
+    assert torch.equal(kernels.reward_to_go(reward, done, gamma=1.0, time_dim=0), torch.ones(3000))
+    (prepared,) = dispatch._prepared.values()
+    assert prepared.plan.pieces == 3
 
 
 def test_work_is_really_shared() -> None:
@@ -139,10 +184,11 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 def test_a_forked_child_computes_with_helpers_of_its_own() -> None:
     calls = [(draw(shape), time_dim) for shape, time_dim in SHAPES]
     wanted = [gae(*call) for call in calls]
+    POOL.run(lambda i: None, chunks=3, threads=3)
     assert POOL._helpers > 0
 
     def work() -> bool:
-        fresh = POOL._helpers == 0
+        fresh = POOL._helpers == 0 and team._is_child[0]
         right = all(same(gae(*call), result) for call, result in zip(calls, wanted, strict=True))
         return fresh and right and POOL._helpers > 0
 
@@ -183,12 +229,12 @@ def test_a_fork_while_another_thread_compiles_leaves_a_child_that_can_compile(
 
     def compiles() -> None:
         begun.set()
-        compile.kernel("reward_to_go", bodies.REWARD_TO_GO, "float32", 8, 1)
+        compile.kernel("reward_to_go", bodies.REWARD_TO_GO, torch.float32, 8, 1)
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(compiles)
         begun.wait()
-        assert in_child(lambda: compile.kernel("reward_to_go", bodies.REWARD_TO_GO, "float32", 4, 1) is not None)
+        assert in_child(lambda: compile.kernel("reward_to_go", bodies.REWARD_TO_GO, torch.float32, 4, 1) is not None)
         other.result()
 
 
