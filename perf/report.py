@@ -22,9 +22,10 @@ Made by `python -m perf report` from the records in `perf/results/`; do not edit
 Every figure stands beside `clone()` of as many bytes, measured in the same rounds: *of clone* is the fraction of its speed
 that is reached, and 100 % means that each byte was moved once at the speed of this machine's memory. Bytes are the least
 that has to move: each input read once, each output written once. `clone()` writes half of its bytes and GAE 8 of 22, so where
-writing costs more than reading (fresh pages on a CPU) more than 100 % can be reached. Times are medians; ± is half the
-distance between the quartiles. *speed-up* is the time of a peer over ours, so **below 1 we are slower**. Nothing is timed
-before it has agreed with an fp64 oracle. Shapes are lanes x steps; layouts `NT` (time contiguous), `TN` (lanes contiguous),
+writing costs more than reading more than 100 % can be reached. On a CPU freed memory stays with the process, as it does in one
+that has run for a while (`perf.machine.settle_allocator`), for all contenders and `clone()` alike. Times are medians; ± is
+half the distance between the quartiles. *speed-up* is the time of a peer over ours, so **below 1 we are slower**. Nothing is
+timed before it has agreed with an fp64 oracle. Shapes are lanes x steps; layouts `NT` (time contiguous), `TN` (lanes contiguous),
 `NTF` (features contiguous, one flag for all of them).
 """
 

@@ -71,6 +71,7 @@ def run_cases(arguments: argparse.Namespace) -> int:
         return 2
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    machine.settle_allocator()
     # A GPU has five clocks where a CPU has one, and is lent for minutes.
     settings = Settings(seconds=0.05 if device == "cuda" else 0.3)
     if arguments.quick:

@@ -13,11 +13,17 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from .cases import Case, registry
+from .machine import settle_allocator
 from .peers import OURS, PEERS, Peer
 from .records import ABSENT, FAILED, LEFT_OUT, WRONG
 from .runner import gated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    settle_allocator()
 
 
 def _waited(call: Callable[[], object]) -> Callable[[], object]:

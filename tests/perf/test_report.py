@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from perf.__main__ import main
 from perf.cases import Case
 from perf.compare import changes, gone
-from perf.machine import busy_elsewhere
+from perf.machine import busy_elsewhere, settle_allocator
 from perf.records import WRONG, Record, Result, Spread, load
 from perf.report import _verdict
 from perf.targets import TARGETS, cells, for_record
@@ -128,6 +131,24 @@ def test_targets_of_a_gpu_are_judged_by_their_own_clock() -> None:
 def test_what_others_do_with_the_machine_is_seen() -> None:
     busy = busy_elsewhere(0.2)
     assert busy is None or 0 <= busy <= (os.cpu_count() or 1) * 1.5
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
+def test_a_settled_allocator_keeps_the_pages_of_what_is_freed() -> None:
+    settle_allocator()
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def results() -> None:
+        kept = [torch.ones(2**19) for _ in range(2)]
+        del kept
+
+    results()
+    before = faults()
+    for _ in range(20):
+        results()
+    assert faults() - before < 20 * 1024 // 4  # 1024 pages for each pair, were they given back
 
 
 def test_targets_speak_of_their_machine_only() -> None:
