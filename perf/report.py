@@ -25,8 +25,8 @@ that has to move: each input read once, each output written once. `clone()` writ
 writing costs more than reading more than 100 % can be reached. On a CPU freed memory stays with the process, as it does in one
 that has run for a while (`perf.machine.settle_allocator`), for all contenders and `clone()` alike. Times are medians; ± is
 half the distance between the quartiles. *speed-up* is the time of a peer over ours, so **below 1 we are slower**. Nothing is
-timed before it has agreed with an fp64 oracle. Shapes are lanes x steps; layouts `NT` (time contiguous), `TN` (lanes contiguous),
-`NTF` (features contiguous, one flag for all of them).
+timed before it has agreed with an fp64 oracle. Shapes are lanes x steps; layouts `NT` (time contiguous), `TN` (lanes
+contiguous), `NTF` (features contiguous, one flag for all of them).
 """
 
 
