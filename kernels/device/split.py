@@ -53,8 +53,8 @@ from .rows import (
 )
 from .scan import apply, combine
 
-# Tiles in a window, and windows in a span. At most 32, the bits of a word. With 16 a chain of states takes 256 tiles a step, and
-# the maps of a window few enough registers that three programs of GAE fit a multiprocessor (compiled with 32, only two).
+# Tiles in a window, and windows in a span. At most 32, the bits of a word. With 16, a chain of states takes 256 tiles a step,
+# and the maps of a window so few registers that three programs of GAE fit a multiprocessor (compiled with 32, only two).
 WINDOW = tl.constexpr(16)
 
 
