@@ -29,8 +29,8 @@ own map. So each publishes once, and each reads at most twice ``WINDOW - 1`` map
   once; a card that copies a tile of 2048 steps (45 KB) in 15 ns has to see one in 22 ns for 70 % of that. Here a tile waits for
   three words one after the other at most, some 4 us, and what is serial is one state a span: 2 us for 256 tiles. (Estimated
   for an H100, from 0.3 to 0.5 us for a load from L2 under load and 0.7 us for a release; nobody has measured it.)
-- *Limits*: where ``abs(a) > 1``, the map of a window may overflow although no state does: zeros stay zeros until a
-  coefficient is infinite. The map of a tile can too; a window takes 16 times as many steps to it.
+- *Limits*: where ``abs(a) > 1`` over long stretches, the map of a window may overflow where no state does, and an infinite
+  coefficient makes a NaN of a state of zero. So may the map of a tile, in every strategy that scans; a span has more steps.
 """
 
 from __future__ import annotations
