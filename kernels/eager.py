@@ -1,0 +1,177 @@
+"""A call whose layouts were met before: all that is left of it is to allocate, take addresses and launch.
+
+What layouts and dtypes decide is decided once: which argument goes where in the kernel, what the results look like, and,
+after the first launch, which compiled kernel serves which alignment. Nothing here synchronises or reads a device's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime import driver
+
+from . import families
+from .direct import ALIGNED, Launch, is_watched
+from .families import Recurrence
+from .workspace import merge_sizes, workspace_of
+
+if TYPE_CHECKING:
+    from .launch import Prepared
+
+Workspace = dict[str, Tensor]
+_MISALIGNED = ALIGNED - 1
+
+
+class Results:
+    """How the results of a call are allocated: as :func:`.specs.allocate` does, whose results these were."""
+
+    def __init__(self, like: int, args: Sequence[Any], results: Sequence[Tensor]) -> None:
+        first, donor = results[0], args[like]
+        self.like = like
+        self.as_donor = donor.shape == first.shape and donor.dtype is first.dtype
+        self.shape, self.stride, self.dtype, self.device = first.shape, first.stride(), first.dtype, first.device
+        # What is not laid out like the first result has one dimension: moments, and gradients that nobody asked for.
+        alike = (x.shape == first.shape and x.dtype is first.dtype for x in results[1:])
+        self.others = tuple(None if a else (x.shape[0], x.dtype) for x, a in zip(results[1:], alike, strict=True))
+
+    def allocate(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+        """New results, uninitialised."""
+        if self.as_donor:
+            first = torch.empty_like(args[self.like])
+        else:
+            first = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        made = [first]
+        for other in self.others:
+            made.append(torch.empty_like(first) if other is None else first.new_empty(other[0], dtype=other[1]))
+        return tuple(made)
+
+
+class Sources(NamedTuple):
+    """Which arguments of the call the kernel takes, by position: addresses of ``pointers``, values of ``numbers``.
+
+    ``filled`` are numbers on the host that have to stand in the device's memory. ``inputs`` and ``carry`` are positions
+    among these three, one after the other, and -1 behind them for what is absent.
+    """
+
+    pointers: tuple[int, ...]
+    filled: tuple[int, ...]
+    numbers: tuple[int, ...]
+    inputs: tuple[int, ...]
+    carry: int
+
+
+def sources(op: str, args: Sequence[Any], by_value: Sequence[bool], device: torch.device) -> Sources | None:
+    """Where the inputs of ``op`` come from; ``None`` if one of them is no argument but computed.
+
+    The family is asked with stand-ins that have no memory, each of its own, because a tensor may have been given twice.
+    """
+    given = [
+        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
+        for x in args
+    ]
+    places = {_storage(x): i for i, x in enumerate(given) if isinstance(x, Tensor)}
+    recurrence: Recurrence = getattr(families, op)(*given)
+    inputs = [None if x is None else places.get(_storage(x), -1) for x, _ in recurrence.inputs]
+    carry = None if recurrence.carry is None else places.get(_storage(recurrence.carry), -1)
+    if -1 in (*inputs, carry):
+        return None
+    numbers = tuple({i: i for i, is_number in zip(inputs, by_value, strict=True) if is_number and i is not None})
+    others = tuple({i: i for i in (*inputs, carry) if i is not None and i not in numbers})
+    filled = tuple(i for i in others if args[i].device != device)
+    pointers = tuple(i for i in others if i not in filled)
+    order: dict[int | None, int] = {i: n for n, i in enumerate((*pointers, *filled, *numbers))} | {None: -1}
+    return Sources(pointers, filled, numbers, tuple(order[i] for i in inputs), order[carry])
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def filled(x: Tensor, device: torch.device) -> Tensor:
+    """A number of the host in the device's memory: not a copy, which would wait and break graph capture, but a fill."""
+    return torch.full((), x.item(), dtype=x.dtype, device=device)
+
+
+class Launches(NamedTuple):
+    """The compiled kernels that serve one alignment of all pointers: the recurrence, and the merging of its moments."""
+
+    recurrence: Launch
+    merge: Launch | None
+
+
+Slowly = Callable[[tuple[Any, ...], tuple[Tensor, ...], Workspace | None], Launches | None]
+"""Launches by Triton's public way, with arguments, results and workspace (or its own); returns what does the same again."""
+
+
+class Call:
+    """One op on one combination of layouts and one device."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        results: Results,
+        written: Sequence[int],
+        taken: Sources,
+        moments: bool,
+        slowly: Slowly,
+    ) -> None:
+        """``written``: which results the kernel writes, by position. ``moments``: whether they are wanted."""
+        self.kernel, self.plan, self.moments = prepared.kernel, prepared.plan, moments
+        self.results, self.written, self.taken, self.slowly = results, written, taken, slowly
+        names = self.kernel.arg_names
+        known = prepared.arguments | prepared.constants
+        self.template = [known.get(name) for name in names]
+        self.places = {name: i for i, name in enumerate(names) if name not in known}
+        self.inputs_of = itemgetter(*taken.inputs)
+        self.launches: dict[tuple[bool, ...], Launches] = {}  # by alignment; () where everything is aligned
+
+    def __call__(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """Compute the op for arguments of the layouts that this was made for."""
+        results = self.results.allocate(args)
+        workspace = workspace_of(self.plan, results[0], self.moments)
+        taken = self.taken
+        pointers = [args[i].data_ptr() for i in taken.pointers]
+        written = [results[i].data_ptr() for i in self.written]
+        rooms = [x.data_ptr() for x in workspace.values()]
+        alignment = _alignment((*pointers, *written, *rooms))
+        launches = self.launches.get(alignment)
+        if launches is None or is_watched(self.kernel):
+            launches = self.slowly(args, results, workspace)
+            if launches is not None:
+                self.launches[alignment] = launches
+            return results
+        fills = [filled(args[i], self.results.device) for i in taken.filled]  # they live until the kernel is launched
+        values = [*pointers, *[x.data_ptr() for x in fills], *[float(args[i]) for i in taken.numbers], None]
+        arguments, places = self.template.copy(), self.places
+        arguments[places["inputs"]] = self.inputs_of(values)
+        arguments[places["outputs"]] = tuple(written[: -1 if self.moments else None])
+        arguments[places["carry_in"]] = values[taken.carry]
+        for name, room in zip(workspace, rooms, strict=True):
+            arguments[places[name]] = room
+        self._launch(launches, arguments, written)
+        return results
+
+    def _launch(self, launches: Launches, arguments: Sequence[Any], written: Sequence[int]) -> None:
+        active, index = driver.active, self.results.device.index
+        device = active.get_current_device()
+        if index is not None and index != device:
+            # Triton launches on the current device; make that the data's.
+            with torch.cuda.device(index):
+                return self._launch(launches, arguments, written)
+        stream = active.get_current_stream(device)
+        launches.recurrence(stream, *arguments)
+        if launches.merge is not None:
+            launches.merge(stream, arguments[self.places["partials"]], written[-1], *merge_sizes(self.plan))
+        return None
+
+
+def _alignment(addresses: Sequence[int]) -> tuple[bool, ...]:
+    """Which addresses are aligned; ``()`` if all of them are."""
+    low = 0
+    for address in addresses:
+        low |= address
+    return () if not low & _MISALIGNED else tuple([not address & _MISALIGNED for address in addresses])
