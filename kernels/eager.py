@@ -7,17 +7,15 @@ after the first launch, which compiled kernel serves which alignment. Nothing he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from . import families
 from .direct import ALIGNED, Launch, is_watched
-from .families import Recurrence
-from .workspace import merge_sizes, workspace_of
+from .sources import Sources, filled
+from .workspace import NAMES, merge_sizes, workspace_of
 
 if TYPE_CHECKING:
     from .launch import Prepared
@@ -50,52 +48,6 @@ class Results:
         return tuple(made)
 
 
-class Sources(NamedTuple):
-    """Which arguments of the call the kernel takes, by position: addresses of ``pointers``, values of ``numbers``.
-
-    ``filled`` are numbers on the host that have to stand in the device's memory. ``inputs`` and ``carry`` are positions
-    among these three, one after the other, and -1 behind them for what is absent.
-    """
-
-    pointers: tuple[int, ...]
-    filled: tuple[int, ...]
-    numbers: tuple[int, ...]
-    inputs: tuple[int, ...]
-    carry: int
-
-
-def sources(op: str, args: Sequence[Any], by_value: Sequence[bool], device: torch.device) -> Sources | None:
-    """Where the inputs of ``op`` come from; ``None`` if one of them is no argument but computed.
-
-    The family is asked with stand-ins that have no memory, each of its own, because a tensor may have been given twice.
-    """
-    given = [
-        torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") if isinstance(x, Tensor) else x
-        for x in args
-    ]
-    places = {_storage(x): i for i, x in enumerate(given) if isinstance(x, Tensor)}
-    recurrence: Recurrence = getattr(families, op)(*given)
-    inputs = [None if x is None else places.get(_storage(x), -1) for x, _ in recurrence.inputs]
-    carry = None if recurrence.carry is None else places.get(_storage(recurrence.carry), -1)
-    if -1 in (*inputs, carry):
-        return None
-    numbers = tuple({i: i for i, is_number in zip(inputs, by_value, strict=True) if is_number and i is not None})
-    others = tuple({i: i for i in (*inputs, carry) if i is not None and i not in numbers})
-    filled = tuple(i for i in others if args[i].device != device)
-    pointers = tuple(i for i in others if i not in filled)
-    order: dict[int | None, int] = {i: n for n, i in enumerate((*pointers, *filled, *numbers))} | {None: -1}
-    return Sources(pointers, filled, numbers, tuple(order[i] for i in inputs), order[carry])
-
-
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
-
-
-def filled(x: Tensor, device: torch.device) -> Tensor:
-    """A number of the host in the device's memory: not a copy, which would wait and break graph capture, but a fill."""
-    return torch.full((), x.item(), dtype=x.dtype, device=device)
-
-
 class Launches(NamedTuple):
     """The compiled kernels that serve one alignment of all pointers: the recurrence, and the merging of its moments."""
 
@@ -126,7 +78,9 @@ class Call:
         known = prepared.arguments | prepared.constants
         self.template = [known.get(name) for name in names]
         self.places = {name: i for i, name in enumerate(names) if name not in known}
-        self.inputs_of = itemgetter(*taken.inputs)
+        unknown = self.places.keys() - {"inputs", "outputs", *taken.beside, *NAMES}
+        assert not unknown, f"a kernel takes {unknown}, which nobody knows"
+        self.beside = [(self.places[name], make) for name, make in taken.beside.items() if make is not None]
         self.launches: dict[tuple[bool, ...], Launches] = {}  # by alignment; () where everything is aligned
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -147,9 +101,10 @@ class Call:
         fills = [filled(args[i], self.results.device) for i in taken.filled]  # they live until the kernel is launched
         values = [*pointers, *[x.data_ptr() for x in fills], *[float(args[i]) for i in taken.numbers], None]
         arguments, places = self.template.copy(), self.places
-        arguments[places["inputs"]] = self.inputs_of(values)
+        arguments[places["inputs"]] = taken.inputs(values)
         arguments[places["outputs"]] = tuple(written[: -1 if self.moments else None])
-        arguments[places["carry_in"]] = values[taken.carry]
+        for place, make in self.beside:
+            arguments[place] = make(values)
         for name, room in zip(workspace, rooms, strict=True):
             arguments[places[name]] = room
         self._launch(launches, arguments, written)

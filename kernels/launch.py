@@ -23,10 +23,11 @@ from .device.rows import rows as rows_kernel
 from .device.split import split as split_kernel
 from .direct import Launch, direct
 from .dtypes import accumulate_dtype
-from .eager import Call, Launches, Results, Slowly, Workspace, filled, sources
+from .eager import Call, Launches, Results, Slowly, Workspace
 from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
 from .plan import Plan, ceil_div, choose_plan
+from .sources import filled, sources
 from .specs import ALL_SPECS, allocate, step_results
 from .workspace import merge_sizes, merge_warps, workspace_of
 
@@ -238,8 +239,13 @@ def launch_arguments(
             values.append(x)
     if workspace is None:
         workspace = workspace_of(prepared.plan, outputs[0], recurrence.moments)
-    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
-    return {**pointers, "partials": None, **workspace, **prepared.arguments, **prepared.constants}
+    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "partials": None}
+    return {**pointers, **_beside(recurrence), **workspace, **prepared.arguments, **prepared.constants}
+
+
+def _beside(recurrence: Recurrence) -> dict[str, Any]:
+    """What the kernel takes of a recurrence besides its inputs, by name: tensors, or tuples with tensors in them."""
+    return {"carry_in": recurrence.carry}
 
 
 def compiler_options(plan: Plan) -> dict[str, Any]:
@@ -297,7 +303,8 @@ def _run_first(op: str, args: tuple[Any, ...], key: Any) -> tuple[Tensor, ...]:
     taken = None
     try:
         prepared = _prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device))
-        taken = sources(op, args, [kind == _NUMBER for kind in prepared.kinds], outputs[0].device)
+        by_value = [kind == _NUMBER for kind in prepared.kinds]
+        taken = sources(op, args, by_value, outputs[0].device, _beside)
     except TooScattered:
         prepared = prepared_for(op, one_layout(recurrence, outputs[0], time_dim), outputs, time_dim, reverse)
     written = [i for i, x in enumerate(results) if x.numel()]

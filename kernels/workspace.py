@@ -10,6 +10,7 @@ from torch import Tensor
 from .dtypes import accumulate_dtype, moments_dtype
 from .plan import Plan, next_power_of_two
 
+NAMES = ("partials", "flags", "published")
 _MERGED_AT_ONCE = 4096  # partial moments
 
 
