@@ -32,7 +32,23 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
         raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
     if torch.compiler.is_compiling():
         return torch.full((), x, dtype=accumulate_dtype(dtype), device=like.device)
-    return torch.scalar_tensor(x, dtype=torch.float64)
+    return _number(float(x))
+
+
+_numbers: dict[float, Tensor] = {}
+
+
+def _number(x: float) -> Tensor:
+    """A 0-dim CPU tensor of a number, in float64. Kept: a training has few, and to make one takes as long as a launch."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu")  # of whatever kind they make: not to be kept
+    found = _numbers.get(x)
+    if found is None:
+        if len(_numbers) >= 256:  # a discount that is annealed has ever new values
+            _numbers.clear()
+        with torch.inference_mode(False):  # autograd saves no inference tensor
+            found = _numbers[x] = torch.scalar_tensor(x, dtype=torch.float64, device="cpu")
+    return found
 
 
 def _fits(own: torch.Size, shape: torch.Size) -> bool:
@@ -59,8 +75,9 @@ def _flag(name: str, x: Tensor, like: Tensor, shape: torch.Size) -> Tensor:
         if x.dtype.is_floating_point or x.dtype.is_complex:
             raise TypeError(f"{name} must be a bool tensor, got dtype {x.dtype}")
         x = x != 0
-    _check_device(name, x, like)
-    _check_shape(name, x, shape)
+    if x.device != like.device or x.shape != shape:
+        _check_device(name, x, like)
+        _check_shape(name, x, shape)
     return x
 
 
@@ -91,7 +108,10 @@ def _negative(time_dim: int, shape: torch.Size) -> int:
 
 def _masks(like: Tensor, shape: torch.Size, **masks: Tensor | None) -> tuple[Tensor | None, ...]:
     """The optional masks of an op; nothing at all where none was given, so that such a call stays what it was."""
-    if all(x is None for x in masks.values()):
+    for x in masks.values():
+        if x is not None:
+            break
+    else:
         return ()
     return tuple(None if x is None else _flag(name, x, like, shape) for name, x in masks.items())
 

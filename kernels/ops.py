@@ -351,12 +351,12 @@ def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
         return False
     recorded = torch.is_grad_enabled()
     for x in args:
-        if isinstance(x, Tensor):
-            # A subclass has a dispatch of its own; a negated view does not hold in memory what it says.
-            if type(x) is not Tensor or x.is_neg() or (recorded and x.requires_grad):
+        if type(x) is Tensor:
+            # A negated view does not hold in memory what it says.
+            if x.is_neg() or (recorded and x.requires_grad) or not (x.is_cpu or x.is_cuda):
                 return False
-            if not (x.is_cpu or x.is_cuda):
-                return False
+        elif isinstance(x, Tensor):  # a subclass has a dispatch of its own
+            return False
     return True
 
 

@@ -407,3 +407,40 @@ def test_wide_offsets_work_in_every_kind_of_access(
         convert(draw("td_lambda_return", shape, time_dim, discounts="step"), torch.float32),
         time_dim,
     )
+
+
+def parts_with(count: list[float], mean: list[float], m2: list[float]) -> Tensor:
+    return torch.tensor([count, mean, m2], dtype=torch.float64).t().contiguous()
+
+
+PARTS = {
+    "one": parts_with([3.0], [2.0], [0.5]),
+    "none that counts": torch.tensor([[0.0, math.nan, math.inf]] * 3, dtype=torch.float64),
+    "some that do not count": parts_with([2.0, 0.0, 1.0], [1.0, math.nan, 5.0], [2.0, math.nan, 0.0]),
+    "a NaN": parts_with([2.0, 2.0], [math.nan, 5.0], [2.0, 2.0]),
+    "an infinity": parts_with([2.0, 2.0, 3.0], [math.inf, 5.0, 0.0], [2.0, 2.0, 1.0]),
+    "infinite deviations": parts_with([2.0, 2.0, 3.0], [1.0, 5.0, 0.0], [math.inf, 2.0, 1.0]),
+    "far from zero": parts_with([7.0] * 5, [1e9 + i for i in range(5)], [1e-3] * 5),
+}
+
+
+@pytest.mark.parametrize("block", [4, 16])
+@pytest.mark.parametrize("name", PARTS)
+def test_moments_of_programs_merge_as_those_of_users_do(name: str, block: int) -> None:
+    """Blocks that do not divide the parts, blocks that hold them all; the same numbers, NaN where those are."""
+    parts = PARTS[name].to(DEVICE)
+    merged = torch.full((3,), -1.0, dtype=torch.float64, device=DEVICE)
+    launch.merge_partials[(1,)](parts, merged, len(parts), block, num_warps=1)
+    torch.testing.assert_close(merged, kernels.merge_moments(parts), rtol=1e-14, atol=0, equal_nan=True)
+
+
+def test_many_moments_merge_in_several_blocks_to_those_of_the_whole() -> None:
+    x = 1e6 + torch.randn(37, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mean = x.mean(1)
+    parts = torch.stack([torch.full((37,), 11.0), mean, (x - mean[:, None]).square().sum(1)], 1).to(DEVICE)
+    merged, again = (torch.empty(3, dtype=torch.float64, device=DEVICE) for _ in range(2))
+    for out in (merged, again):
+        launch.merge_partials[(1,)](parts, out, 37, 8, num_warps=1)
+    assert torch.equal(merged, again)
+    wanted = torch.stack([torch.tensor(37.0 * 11), x.mean(), (x - x.mean()).square().sum()])
+    torch.testing.assert_close(merged.cpu(), wanted, rtol=1e-10, atol=0)
