@@ -10,7 +10,9 @@ from torch import Tensor
 from . import packed
 from .dtypes import accumulate_dtype, result_dtype
 from .masked import derived_next_value
+from .number import number
 from .ops import call, recurrence
+from .repeat import repeatable
 from .specs import full_shape
 from .textbook import counted
 
@@ -32,23 +34,7 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
         raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
     if torch.compiler.is_compiling():
         return torch.full((), x, dtype=accumulate_dtype(dtype), device=like.device)
-    return _number(float(x))
-
-
-_numbers: dict[float, Tensor] = {}
-
-
-def _number(x: float) -> Tensor:
-    """A 0-dim CPU tensor of a number, in float64. Kept: a training has few, and to make one takes as long as a launch."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu")  # of whatever kind they make: not to be kept
-    found = _numbers.get(x)
-    if found is None:
-        if len(_numbers) >= 256:  # a discount that is annealed has ever new values
-            _numbers.clear()
-        with torch.inference_mode(False):  # autograd saves no inference tensor
-            found = _numbers[x] = torch.scalar_tensor(x, dtype=torch.float64, device="cpu")
-    return found
+    return number(float(x))
 
 
 def _fits(own: torch.Size, shape: torch.Size) -> bool:
@@ -171,6 +157,7 @@ def _derived(
     return packed.derived_next_value(value, bootstrap_value, cu_seqlens, counts, recurrence)
 
 
+@repeatable
 def linear_recurrence(
     a: Tensor, b: Tensor, carry: Tensor | None = None, *, time_dim: int = -1, reverse: bool = True
 ) -> Tensor:
@@ -251,6 +238,7 @@ def gae(
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+@repeatable
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -348,6 +336,7 @@ def gae(
     return result if moments else result[:2]
 
 
+@repeatable
 def td_lambda_return(
     reward: Tensor,
     next_value: Tensor,
@@ -393,6 +382,7 @@ def td_lambda_return(
     return result
 
 
+@repeatable
 def reward_to_go(
     reward: Tensor,
     done: Tensor,
@@ -426,6 +416,7 @@ def reward_to_go(
     return result
 
 
+@repeatable
 def vtrace(
     log_pi: Tensor,
     log_mu: Tensor,

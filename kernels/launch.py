@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from .eager import Call, Launches, Results, Slowly, Workspace
 from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
 from .plan import Plan, ceil_div, choose_plan
+from .repeat import NOTES, Key, Noted, Repeat
 from .sources import filled, sources
 from .specs import ALL_SPECS, allocate, step_results
 from .workspace import merge_sizes, merge_warps, workspace_of
@@ -51,7 +53,7 @@ class Prepared(NamedTuple):
     arguments: dict[str, Any]
     constants: dict[str, Any]
     plan_arguments: tuple[Any, ...]
-    call: Callable[[tuple[Any, ...]], tuple[Tensor, ...]] | None = None
+    call: Callable[[tuple[Any, ...]], Any] | None = None
 
 
 def _kind(x: Tensor | None, tap: int, strides: Sequence[int] | None, acc: torch.dtype) -> int:
@@ -288,7 +290,31 @@ def _run(op: str, *args: Any) -> Any:
     key = _key(op, args)
     prepared = _prepared.get(key)
     results = _run_first(op, args, key) if prepared is None or prepared.call is None else prepared.call(args)
+    if NOTES.calls is not None:
+        NOTES.calls.append(Noted(op, args, results))
     return results if len(results) > 1 else results[0]
+
+
+def repeated(key: Key) -> Callable[[Sequence[Any]], Any] | None:
+    """What serves a public call like one before it (:mod:`.repeat`)."""
+    prepared = _prepared.get(key)
+    return None if prepared is None else prepared.call
+
+
+def keep_repeat(key: Key, repeat: Repeat) -> bool:
+    """Keep how a public call is repeated; returns whether that can be."""
+    prepared = _prepared.get(_key(repeat.noted.op, repeat.noted.args))
+    if prepared is None or prepared.call is None:
+        return False
+    serve, arguments, constants = prepared.call, itemgetter(*repeat.places), repeat.constants
+    returned = repeat.returned or 1
+
+    def again(values: Sequence[Any]) -> Any:
+        results = serve(arguments((*values, *constants)))
+        return results[:returned] if repeat.returned else results[0]
+
+    _keep(key, prepared._replace(call=again))
+    return True
 
 
 def _run_first(op: str, args: tuple[Any, ...], key: Any) -> tuple[Tensor, ...]:

@@ -5,8 +5,8 @@ Python and in C (:mod:`perf.no_cuda`). *Not* in the figures: the driver's own la
 CUDA's caching allocator costs beyond the CPU's, and to ask PyTorch for the current device and stream (well under 1 us). On
 a GPU, ``python -m perf`` has the whole of it (the clock ``host``).
 
-The parts of a call: ``outputs``, to allocate as many tensors as the call returns; ``launch``, the launcher with the arguments
-of the call; ``lookup``, the rest of the backend's function; ``checks``, what the public function does around it.
+The parts of a call: ``outputs``, to allocate as many tensors as the call returns; ``launch``, Triton's launcher with the
+arguments of the call; ``ours``, the rest: checks, the lookup of what is known of such calls, addresses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ CASES = (
     Case("linear_recurrence", "simulators", 4096, 128),
     Case("gae", "simulators", 4096, 128, direction="backward"),
 )
-PARTS = ("call", "checks", "lookup", "outputs", "launch")
+PARTS = ("call", "ours", "outputs", "launch")
 
 
 class Split(NamedTuple):
@@ -53,8 +53,7 @@ class Split(NamedTuple):
 
     case: Case
     call: float
-    checks: float
-    lookup: float
+    ours: float
     outputs: float
     launch: float
     launches: int
@@ -88,57 +87,40 @@ def _keep_memory() -> None:
 def measured(case: Case, calls: int, library: Any) -> Split:
     """One case on Triton, which has to be told that it can serve the CPU: with the driver of :mod:`perf.no_cuda` it can."""
     from tritonrl import kernels
-    from tritonrl.kernels import backend, launch
+    from tritonrl.kernels import backend, repeat
 
+    repeat.DEVICES.add("cpu")
     backend.missing = lambda name, device: None  # type: ignore[assignment]
     counter = ctypes.c_uint64.in_dll(library, "launches")
-    function, backend_name = _call_of(case)
+    function = _call_of(case)
     with kernels.use_backend("triton"), torch.no_grad():
-        function()  # compiles
-        function()
-        inner, results = _caught(launch, backend_name, function)
-        launcher = _launcher_call(inner)
+        for _ in range(3):  # compiles, and finds out how such calls are repeated
+            results = function()
+        launcher = _launcher_call(function)
         before = counter.value
         function()
         launches = counter.value - before
         outputs = [x for x in as_tuple(results) if isinstance(x, Tensor)]
-        clocks = [function, inner, lambda: [torch.empty_like(x) for x in outputs], launcher]
-        whole, served, allocated, launched = _medians(clocks, calls)
-    return Split(case, whole, whole - served, served - allocated - launched, allocated, launched, launches)
+        clocks = [function, lambda: [torch.empty_like(x) for x in outputs], launcher]
+        whole, allocated, launched = _medians(clocks, calls)
+    return Split(case, whole, whole - allocated - launched, allocated, launched, launches)
 
 
-def _call_of(case: Case) -> tuple[Callable[[], Any], str]:
-    """The call, and the name of the backend's function that serves it."""
+def _call_of(case: Case) -> Callable[[], Any]:
     problem = make_problem(case, "cpu")
     given = problem.arguments
     if case.direction == "forward":
-        extended = case.op == "gae" and {"moments", "bootstrap"} & set(case.variants)
-        public, name = kernel_of(case.op), "gae_extended" if extended else kernel_of(case.op).__name__
-        return lambda: public(**given), name
+        public = kernel_of(case.op)
+        return lambda: public(**given)
     # The backward pass as autograd calls it, without autograd's own engine.
     number = torch.tensor(0.99, dtype=torch.float64)
     like = given["reward"]
     args = (like, like, given["next_value"], like, given["done"], given["terminated"], number, number, -1, False)
-    return lambda: torch.ops.tritonrl.gae_backward(*args), "gae_backward"
+    return lambda: torch.ops.tritonrl.gae_backward(*args)
 
 
-def _caught(launch: Any, name: str, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-    """The call of the backend's function inside a call, and what the call returns."""
-    real, caught = getattr(launch, name), list[tuple[Any, ...]]()
-
-    def catching(*args: Any) -> Any:
-        caught.append(args)
-        return real(*args)
-
-    setattr(launch, name, catching)
-    results = function()
-    setattr(launch, name, real)
-    (args,) = caught
-    return lambda: real(*args), results
-
-
-def _launcher_call(inner: Callable[[], Any]) -> Callable[[], Any]:
-    """The call(s) of Triton's C launcher with what stands around it in Python, as made inside of ``inner``."""
+def _launcher_call(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The call(s) of Triton's C launcher with what stands around it in Python, as made in a call."""
     from triton.backends.nvidia.driver import CudaLauncher
 
     real, caught = CudaLauncher.__call__, list[tuple[Any, ...]]()
@@ -148,7 +130,7 @@ def _launcher_call(inner: Callable[[], Any]) -> Callable[[], Any]:
         real(self, *args)
 
     CudaLauncher.__call__ = catching
-    inner()
+    function()
     CudaLauncher.__call__ = real
 
     def launch() -> None:

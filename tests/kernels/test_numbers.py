@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from tritonrl import kernels
-from tritonrl.kernels import api
+from tritonrl.kernels import number as numbers
 
 X, DONE = torch.ones(2, 5), torch.zeros(2, 5, dtype=torch.bool)
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
-    api._numbers.clear()
+    numbers._kept.clear()
 
 
 def returns(gamma: float, reward: Tensor = X) -> Tensor:
@@ -23,10 +23,10 @@ def returns(gamma: float, reward: Tensor = X) -> Tensor:
 
 def test_a_number_is_made_once() -> None:
     returns(0.5)
-    kept = api._numbers[0.5]
+    kept = numbers._kept[0.5]
     returns(0.5)
-    assert api._number(0.5) is kept
-    assert len(api._numbers) == 1
+    assert numbers.number(0.5) is kept
+    assert len(numbers._kept) == 1
 
 
 def test_a_number_first_met_in_inference_mode_serves_autograd_too() -> None:
@@ -42,23 +42,23 @@ def test_a_number_first_met_under_a_transform_or_a_mode_outlives_it() -> None:
 
     wanted = returns(0.5)
     for gamma in (0.5, 0.25):
-        api._numbers.clear()
+        numbers._kept.clear()
         torch.func.grad(lambda x, gamma=gamma: returns(gamma, x).sum())(X)
         torch.func.vmap(lambda x, gamma=gamma: kernels.reward_to_go(x, DONE[0], gamma=gamma, time_dim=-1))(X)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             returns(gamma, mode.from_tensor(X))
-        assert not api._numbers
+        assert not numbers._kept
     assert torch.equal(returns(0.5), wanted)
     assert torch.equal(torch.func.vmap(lambda x: kernels.reward_to_go(x, DONE[0], gamma=0.5, time_dim=-1))(X), wanted)
 
 
 def test_a_number_stays_on_the_host_whatever_the_default_device() -> None:
     with torch.device("meta"):
-        assert api._number(0.5).device.type == "cpu"
+        assert numbers.number(0.5).device.type == "cpu"
 
 
 def test_numbers_without_end_do_not_eat_the_memory() -> None:
     for i in range(1000):
-        api._number(i / 1000)
-    assert len(api._numbers) <= 256
-    assert api._number(0.999).item() == 0.999
+        numbers.number(i / 1000)
+    assert len(numbers._kept) <= 256
+    assert numbers.number(0.999).item() == 0.999
