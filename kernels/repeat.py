@@ -121,6 +121,11 @@ def _key(function: str, values: list[Any], names: Iterable[str]) -> Key | None:
     return tuple(key)
 
 
+def _is_constant(x: Tensor, given: Any) -> bool:
+    """Whether ``x`` stands for a number that is the same in all calls of one key: a default, or an integer."""
+    return type(given) in (int, float) and x is number(float(given))
+
+
 def _repeat(
     given: Mapping[str, Any], defaults: Mapping[str, float], noted: Sequence[Noted] | None, result: Any
 ) -> Repeat | None:
@@ -135,7 +140,7 @@ def _repeat(
             constants.append(x)
         elif name in given and x is given[name]:
             places.append(names.index(name))
-        elif name not in given and name in defaults and x is number(defaults[name]):
+        elif _is_constant(x, given.get(name, defaults.get(name))):
             places.append(len(names) + len(constants))
             constants.append(x)
         else:  # made for this call

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from tritonrl import kernels
-from tritonrl.kernels import backend, check, direct, launch
+from tritonrl.kernels import backend, check, direct, eager, launch, repeat
 
 
 class Launched(NamedTuple):
@@ -118,6 +118,7 @@ def _noting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # What knows the interface reads the source, which this has not.
     assert direct.interface_is_known()
     monkeypatch.setattr(JITFunction, "run", run)
+    monkeypatch.setattr(repeat, "DEVICES", {"cpu"})
     launch._prepared.clear()
     with kernels.use_backend("triton"), torch.no_grad():
         yield
@@ -276,7 +277,7 @@ def test_a_pointer_that_is_aligned_otherwise_gets_a_kernel_of_its_own() -> None:
         ((first,), public_ones, _) = noted(gae(given))
         assert public_ones == ["rows"], name
         functions[name] = first.function
-    assert len(launch._prepared) == 1, "the layout is one"
+    assert len(launch._prepared) == 2, "the layout is one: of the op, and of the public function"
     assert len(set(functions.values())) == 4
     for name in ("aligned", "both", "value", "aligned", "done", "aligned"):
         found, public_ones, results = noted(gae(variants[name]))
@@ -379,7 +380,7 @@ def test_the_interface_is_unknown_where_the_source_is_another_or_missing() -> No
 def test_the_kernel_is_launched_on_the_device_of_the_data_and_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     args = gae_args()
     noted(gae(args))
-    (prepared,) = launch._prepared.values()
+    (prepared,) = [x for x in launch._prepared.values() if isinstance(x.call, eager.Call)]
     entered: list[int] = []
 
     @contextlib.contextmanager
@@ -405,6 +406,170 @@ def test_the_default_dtype_is_that_of_integers_at_every_call() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert noted(gae(args))[2][0].dtype is torch.float32
+
+
+# Public calls that are repeated without their checks (repeat.py).
+
+
+def trace_args() -> dict[str, Any]:
+    made = gae_args()
+    del made["lmbda"]
+    return {"log_pi": torch.rand(8, 64), "log_mu": torch.rand(8, 64), **made}
+
+
+def public_calls() -> dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], bool]]:
+    """Function, its arguments, and whether such calls go straight to the backend."""
+
+    def without(made: dict[str, Any], *names: str) -> dict[str, Any]:
+        return {name: x for name, x in made.items() if name not in names}
+
+    def with_mask(name: str) -> dict[str, Any]:
+        return gae_args() | {name: torch.rand(8, 64) < 0.5}
+
+    def derived() -> dict[str, Any]:
+        return gae_args() | {"next_value": None, "bootstrap_value": torch.rand(8)}
+
+    def packed() -> dict[str, Any]:
+        flat = {n: x[0] if isinstance(x, Tensor) else x for n, x in gae_args().items()}
+        return flat | {"time_dim": 0, "cu_seqlens": torch.tensor([0, 20, 64])}
+
+    returns = kernels.td_lambda_return
+    to_go = ("value", "next_value", "terminated", "lmbda")
+    return {
+        "gae": (kernels.gae, gae_args, True),
+        "one flag": (kernels.gae, lambda: without(gae_args(), "terminated"), True),
+        "moments": (kernels.gae, lambda: gae_args() | {"moments": True}, True),
+        "derived": (kernels.gae, derived, True),
+        "derived moments": (kernels.gae, lambda: derived() | {"moments": True}, True),
+        "valid": (kernels.gae, lambda: with_mask("valid"), True),
+        "skip": (kernels.gae, lambda: with_mask("skip"), True),
+        "gamma of each step": (kernels.gae, lambda: gae_args() | {"gamma": torch.rand(8, 64)}, True),
+        "gamma of one": (kernels.gae, lambda: gae_args() | {"gamma": 1, "lmbda": 1.0}, True),
+        "integer flags": (kernels.gae, lambda: gae_args() | {"done": torch.randint(2, (8, 64))}, False),
+        "packed": (kernels.gae, packed, False),
+        "derived and masked": (kernels.gae, lambda: derived() | {"valid": torch.rand(8, 64) < 0.5}, False),
+        "returns": (returns, lambda: without(gae_args(), "value"), True),
+        "reward to go": (kernels.reward_to_go, lambda: without(gae_args(), *to_go), True),
+        "vtrace": (kernels.vtrace, trace_args, True),
+        "vtrace and a gamma like its thresholds": (kernels.vtrace, lambda: trace_args() | {"gamma": 1.0}, True),
+        "vtrace thresholds": (kernels.vtrace, lambda: trace_args() | {"c_thresh": 0.7, "rho_thresh": 0.7}, True),
+        "recurrence": (kernels.linear_recurrence, lambda: {"a": torch.rand(3, 5), "b": torch.rand(3, 5)}, True),
+        "carry": (
+            kernels.linear_recurrence,
+            lambda: {"a": torch.rand(3, 5), "b": torch.rand(3, 5), "carry": torch.rand(3), "reverse": False},
+            True,
+        ),
+    }
+
+
+CALLS = public_calls()
+
+
+def other_numbers(args: dict[str, Any]) -> dict[str, Any]:
+    return {name: 0.5 * x - 0.01 * i if type(x) is float else x for i, (name, x) in enumerate(args.items())}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_public_call_like_one_before_launches_what_its_checks_would_have_led_to(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, made, straight = CALLS[name]
+    first = made()
+    like = {n: x if not isinstance(x, Tensor) else _same(x) for n, x in first.items()} if straight else first
+    for _ in range(2):  # at first one tensor in all places that look alike
+        function(**like)
+    args = other_numbers(made())
+    reached: list[str] = []
+    real = launch._run
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_run", lambda op, *args: reached.append(op) or real(op, *args))
+        found, _, results = noted(lambda: function(**args))
+    assert (reached == []) == straight, "whether it went the long way"
+    monkeypatch.setattr(repeat, "DEVICES", set())
+    wanted, _, wanted_results = noted(lambda: function(**args))
+    if straight:
+        assert_alike(found, results, wanted, wanted_results)
+    else:  # what is made for the call stands anywhere
+        assert [x._replace(parameters=()) for x in found] == [x._replace(parameters=()) for x in wanted]
+    pairs = zip(*((x,) if isinstance(x, Tensor) else x for x in (results, wanted_results)), strict=True)
+    for x, y in pairs:
+        assert (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
+
+
+def test_arguments_given_by_position_are_the_same_as_by_name() -> None:
+    args = gae_args()
+    tensors = [args[name] for name in ("reward", "value", "next_value", "done", "terminated")]
+    for _ in range(3):
+        found, _, results = noted(lambda: kernels.gae(*tensors, time_dim=-1, lmbda=0.95, gamma=0.99))
+        assert_alike(found, results, *noted(gae(args))[::2])
+
+
+@pytest.mark.parametrize(
+    ("changed_arguments", "error"),
+    [
+        ({"value": torch.rand(8, 63)}, RuntimeError),
+        ({"done": torch.rand(8, 64)}, TypeError),
+        ({"gamma": "0.9"}, TypeError),
+        ({"time_dim": 2}, RuntimeError),
+        ({"lmbda": torch.rand(3, 64)}, RuntimeError),
+        ({"bootstrap_value": torch.rand(8)}, ValueError),
+        ({"value": None}, TypeError),
+    ],
+    ids=str,
+)
+def test_a_wrong_call_is_refused_after_right_ones_too(
+    changed_arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    args = gae_args()
+    for _ in range(3):
+        noted(gae(args))
+    for _ in range(2):
+        with pytest.raises(error):
+            kernels.gae(**args | changed_arguments)
+    assert repeat.NOTES.calls is None
+
+
+def test_whoever_must_see_the_op_sees_it_after_repeated_calls_too() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[str] = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    args = gae_args()
+    for _ in range(3):
+        noted(gae(args))
+    with Mode():
+        kernels.gae(**args)
+    assert "tritonrl::gae" in seen
+    with torch.enable_grad():
+        advantage, _ = kernels.gae(**args | {"reward": args["reward"].requires_grad_()})
+    assert advantage.requires_grad
+    with torch.no_grad():
+        assert not kernels.gae(**args)[0].requires_grad
+
+
+def test_another_backend_is_asked_after_repeated_calls_too() -> None:
+    args = gae_args()
+    for _ in range(3):
+        noted(gae(args))
+    with kernels.use_backend("torch"):
+        found, _, _ = noted(gae(args))
+    assert found == []
+    assert len(noted(gae(args))[0]) == 1
+
+
+def test_calls_that_never_repeat_are_noted_once_and_do_not_eat_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeat, "_never", set())
+    monkeypatch.setattr(repeat, "_MOST_KEPT", 3)
+    for steps in range(2, 9):
+        done = torch.zeros(2, steps, dtype=torch.int64)
+        for _ in range(2):
+            kernels.reward_to_go(torch.rand(2, steps), done, gamma=0.9, time_dim=-1)
+        assert 1 <= len(repeat._never) <= 3
 
 
 def test_threads_may_meet_a_layout_at_once() -> None:
