@@ -53,7 +53,7 @@ class Prepared(NamedTuple):
     arguments: dict[str, Any]
     constants: dict[str, Any]
     plan_arguments: tuple[Any, ...]
-    call: Callable[[tuple[Any, ...]], Any] | None = None
+    call: Callable[[Any], Any] | None = None
 
 
 def _kind(x: Tensor | None, tap: int, strides: Sequence[int] | None, acc: torch.dtype) -> int:

@@ -91,7 +91,7 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
             noted = NOTES.calls
         finally:
             NOTES.calls = None
-        given = dict(zip((*order[: len(args)], *kwargs), values, strict=True))
+        given: dict[str, Any] = dict(zip(order[: len(args)] + tuple(kwargs.keys()), values, strict=True))
         repeat = _repeat(given, defaults, noted, result)
         if repeat is None or not backend.keep_repeat(key, repeat):
             if len(_never) >= _MOST_KEPT:
@@ -104,7 +104,8 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
 
 def _key(function: str, values: list[Any], names: Iterable[str]) -> Key | None:
     """What decides the way of a call; ``None`` if it may be another one each time. Numbers in ``values`` become tensors."""
-    key: list[Any] = [function, torch.get_default_dtype(), *names]
+    # Not to be taken for the key of an op, which may have the same name.
+    key: list[Any] = [f"{function}()", torch.get_default_dtype(), *names]
     recorded = torch.is_grad_enabled()
     for i, x in enumerate(values):
         if type(x) is Tensor:
