@@ -306,12 +306,12 @@ def keep_repeat(key: Key, repeat: Repeat) -> bool:
     prepared = _prepared.get(_key(repeat.noted.op, repeat.noted.args))
     if prepared is None or prepared.call is None:
         return False
+    # Not of `repeat` itself, which holds the tensors of the call.
     serve, arguments, constants = prepared.call, itemgetter(*repeat.places), repeat.constants
-    returned = repeat.returned or 1
+    returned = slice(repeat.returned) if repeat.returned else 0
 
     def again(values: Sequence[Any]) -> Any:
-        results = serve(arguments((*values, *constants)))
-        return results[:returned] if repeat.returned else results[0]
+        return serve(arguments((*values, *constants)))[returned]
 
     _keep(key, prepared._replace(call=again))
     return True

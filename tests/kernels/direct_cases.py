@@ -7,8 +7,10 @@ by test_direct.py in a process of its own, because the driver that Triton uses i
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -550,6 +552,15 @@ def test_whoever_must_see_the_op_sees_it_after_repeated_calls_too() -> None:
     assert advantage.requires_grad
     with torch.no_grad():
         assert not kernels.gae(**args)[0].requires_grad
+
+
+def test_nothing_of_a_call_is_kept_but_its_layouts() -> None:
+    args = gae_args()
+    results = kernels.gae(**args, moments=True)
+    tensors = [weakref.ref(x) for x in (*args.values(), *results) if isinstance(x, Tensor)]
+    del args, results
+    gc.collect()
+    assert [x for x in tensors if x() is not None] == []
 
 
 def test_another_backend_is_asked_after_repeated_calls_too() -> None:

@@ -444,3 +444,31 @@ def test_many_moments_merge_in_several_blocks_to_those_of_the_whole() -> None:
     assert torch.equal(merged, again)
     wanted = torch.stack([torch.tensor(37.0 * 11), x.mean(), (x - x.mean()).square().sum()])
     torch.testing.assert_close(merged.cpu(), wanted, rtol=1e-10, atol=0)
+
+
+def off_by_one(x: Tensor) -> Tensor:
+    """The same numbers in the same layout, one element off an aligned address."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
+
+
+def test_a_call_like_one_before_computes_what_it_is_given() -> None:
+    """Again and again, with other numbers and with pointers that are aligned otherwise. On a device only the first launch of
+    each alignment goes Triton's own way."""
+    for round_, shifted in enumerate(("", "", "", "value", "value", "done", "value", "")):
+        args = convert(draw("gae", (3, 8), -1, ends=0.3), torch.float32)
+        args = {n: x.roll(round_, 0) if isinstance(x, Tensor) else x * 0.9**round_ for n, x in args.items()}
+        expected = oracle.compute("gae", args, -1)
+        given = {n: off_by_one(x) if n == shifted else x for n, x in to_device(args).items()}
+        for actual, wanted in zip(run("gae", given, -1), expected, strict=True):
+            assert_close(actual, wanted, (round_, shifted))
+
+
+def test_moments_of_a_call_like_one_before_are_its_own(force: Force) -> None:
+    force("rows", lanes=2, vector=2, vectors=2)
+    for scale in (1.0, 3.0, -2.0):
+        args = convert(draw("gae", (5, 8), -1, ends=0.3), torch.float32)
+        args = {n: scale * x if n in DATA["gae"] else x for n, x in args.items()}
+        advantage, _, moments = kernels.gae(**to_device(args), time_dim=-1, moments=True)
+        x = advantage.double()
+        wanted = torch.stack([torch.full_like(x.mean(), x.numel()), x.mean(), (x - x.mean()).square().sum()])
+        torch.testing.assert_close(moments, wanted, rtol=1e-5, atol=1e-6)
