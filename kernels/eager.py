@@ -7,18 +7,16 @@ after the first launch, which compiled kernel serves which alignment. Nothing he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from triton.runtime import driver
 
 from .direct import ALIGNED, Launch, is_watched
+from .plan import Plan
 from .sources import Sources, filled
 from .workspace import NAMES, merge_sizes, workspace_of
-
-if TYPE_CHECKING:
-    from .launch import Prepared
 
 Workspace = dict[str, Tensor]
 _MISALIGNED = ALIGNED - 1
@@ -64,18 +62,20 @@ class Call:
 
     def __init__(
         self,
-        prepared: Prepared,
+        kernel: Any,
+        plan: Plan,
+        known: dict[str, Any],
         results: Results,
         written: Sequence[int],
         taken: Sources,
         moments: bool,
         slowly: Slowly,
     ) -> None:
-        """``written``: which results the kernel writes, by position. ``moments``: whether they are wanted."""
-        self.kernel, self.plan, self.moments = prepared.kernel, prepared.plan, moments
+        """``known``: the kernel's arguments that are the same at every call, by name. ``written``: which results it writes, by
+        position. ``moments``: whether they are wanted, and are the last of those."""
+        self.kernel, self.plan, self.moments = kernel, plan, moments
         self.results, self.written, self.taken, self.slowly = results, written, taken, slowly
-        names = self.kernel.arg_names
-        known = prepared.arguments | prepared.constants
+        names = kernel.arg_names
         self.template = [known.get(name) for name in names]
         self.places = {name: i for i, name in enumerate(names) if name not in known}
         unknown = self.places.keys() - {"inputs", "outputs", *taken.beside, *NAMES}

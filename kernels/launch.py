@@ -339,7 +339,9 @@ def _run_first(op: str, args: tuple[Any, ...], key: Any) -> tuple[Tensor, ...]:
     if taken is None:
         call = _always(op, slowly)
     else:
-        call = Call(prepared, Results(ALL_SPECS[op].like, args, results), written, taken, moments, slowly)
+        known = prepared.arguments | prepared.constants
+        made = Results(ALL_SPECS[op].like, args, results)
+        call = Call(prepared.kernel, prepared.plan, known, made, written, taken, moments, slowly)
     _keep(key, prepared._replace(call=call))
     return call(args)
 
