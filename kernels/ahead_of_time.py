@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,9 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import families
+from .device.moments import merge_partials
 from .launch import compiler_options, launch_arguments, prepared_for
 from .plan import Plan
 from .specs import allocate, step_results
+from .workspace import merge_sizes, merge_warps
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -117,23 +119,46 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
     outputs = step_results(op, allocate(op, args))
     time_dim = next(x for x in args if isinstance(x, int))
     prepared = prepared_for(op, recurrence, outputs, time_dim)
-    signature, kernel = _Signature(), prepared.kernel
     given = launch_arguments(recurrence, outputs, prepared)
+    options = compiler_options(prepared.plan)
+    return _compiled(op, prepared.plan, prepared.kernel, given, prepared.constants, options, capability)
+
+
+def compile_merge(plan: Plan, capability: int) -> Compiled:
+    """Compile the kernel that merges the moments of a launch of ``plan``."""
+    parts, block = merge_sizes(plan)
+    partials, merged = (torch.empty(size, dtype=torch.float64, device="meta") for size in ((parts, 3), (3,)))
+    given = {"partials": partials, "merged": merged, "parts": parts, "BLOCK": block}
+    options = {"num_warps": merge_warps(block)}
+    return _compiled("merge_partials", plan, merge_partials, given, {"BLOCK": block}, options, capability)
+
+
+def _compiled(
+    op: str,
+    plan: Plan,
+    kernel: Any,
+    given: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    options: dict[str, Any],
+    capability: int,
+) -> Compiled:
+    """Compile ``kernel`` for the arguments that were given, as a launch with them would."""
+    signature = _Signature()
     types: dict[str, Any] = {}
     for i, name in enumerate(kernel.arg_names):
-        if name in prepared.constants:
+        if name in constants:
             types[name] = "constexpr"
             signature.constants[(i,)] = given[name]
         else:
             types[name] = signature.of(given[name], (i,))
     source = _Source(fn=kernel, signature=types, constexprs=signature.constants, attrs=signature.attributes)
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options=compiler_options(prepared.plan))
+    compiled = triton.compile(source, target=target, options=options)
     accesses = Counter(re.findall(r"\b((?:ld|st)\.global[.\w]*)", compiled.asm["ptx"]))
     usage = _resource_usage(compiled.asm["cubin"])
     parameters = tuple(_run_time(types))
     shared = compiled.metadata.shared
-    return Compiled(op, prepared.plan, capability, *usage, shared, dict(accesses), compiled.asm["ptx"], parameters)
+    return Compiled(op, plan, capability, *usage, shared, dict(accesses), compiled.asm["ptx"], parameters)
 
 
 def _run_time(types: Any, path: str = "") -> Iterator[str]:

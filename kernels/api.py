@@ -10,7 +10,9 @@ from torch import Tensor
 from . import packed
 from .dtypes import accumulate_dtype, result_dtype
 from .masked import derived_next_value
+from .number import number
 from .ops import call, recurrence
+from .repeat import repeatable
 from .specs import full_shape
 from .textbook import counted
 
@@ -32,7 +34,7 @@ def _discount(name: str, x: Discount, like: Tensor, shape: torch.Size, dtype: to
         raise TypeError(f"{name} must be a number or a tensor, got {type(x).__name__}")
     if torch.compiler.is_compiling():
         return torch.full((), x, dtype=accumulate_dtype(dtype), device=like.device)
-    return torch.scalar_tensor(x, dtype=torch.float64)
+    return number(float(x))
 
 
 def _fits(own: torch.Size, shape: torch.Size) -> bool:
@@ -59,8 +61,9 @@ def _flag(name: str, x: Tensor, like: Tensor, shape: torch.Size) -> Tensor:
         if x.dtype.is_floating_point or x.dtype.is_complex:
             raise TypeError(f"{name} must be a bool tensor, got dtype {x.dtype}")
         x = x != 0
-    _check_device(name, x, like)
-    _check_shape(name, x, shape)
+    if x.device != like.device or x.shape != shape:
+        _check_device(name, x, like)
+        _check_shape(name, x, shape)
     return x
 
 
@@ -91,7 +94,10 @@ def _negative(time_dim: int, shape: torch.Size) -> int:
 
 def _masks(like: Tensor, shape: torch.Size, **masks: Tensor | None) -> tuple[Tensor | None, ...]:
     """The optional masks of an op; nothing at all where none was given, so that such a call stays what it was."""
-    if all(x is None for x in masks.values()):
+    for x in masks.values():
+        if x is not None:
+            break
+    else:
         return ()
     return tuple(None if x is None else _flag(name, x, like, shape) for name, x in masks.items())
 
@@ -151,6 +157,7 @@ def _derived(
     return packed.derived_next_value(value, bootstrap_value, cu_seqlens, counts, recurrence)
 
 
+@repeatable
 def linear_recurrence(
     a: Tensor, b: Tensor, carry: Tensor | None = None, *, time_dim: int = -1, reverse: bool = True
 ) -> Tensor:
@@ -231,6 +238,7 @@ def gae(
 ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+@repeatable
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -328,6 +336,7 @@ def gae(
     return result if moments else result[:2]
 
 
+@repeatable
 def td_lambda_return(
     reward: Tensor,
     next_value: Tensor,
@@ -373,6 +382,7 @@ def td_lambda_return(
     return result
 
 
+@repeatable
 def reward_to_go(
     reward: Tensor,
     done: Tensor,
@@ -406,6 +416,7 @@ def reward_to_go(
     return result
 
 
+@repeatable
 def vtrace(
     log_pi: Tensor,
     log_mu: Tensor,

@@ -21,7 +21,11 @@ def moments_dtype(device: torch.device) -> torch.dtype:
 def result_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype that ordinary arithmetic on ``tensors`` would give; integers alone become the default float."""
     first = tensors[0].dtype
-    if first.is_floating_point and all(x.dtype is first for x in tensors):
-        return first
+    if first.is_floating_point:
+        for x in tensors:
+            if x.dtype is not first:
+                break
+        else:
+            return first
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
     return dtype if dtype.is_floating_point else torch.get_default_dtype()

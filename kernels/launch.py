@@ -1,15 +1,15 @@
 """The Triton backend: from the arguments of an op to one kernel launch.
 
 What depends only on layouts (geometry, plan, constants) is prepared once per combination of shapes, strides and dtypes and
-kept; a repeated call only looks it up and launches. Nothing here synchronises or reads from the device, and nothing is
-allocated but the results, so calls can be captured in a CUDA graph.
+kept; a repeated call only looks it up and launches (:mod:`.eager`). Nothing here synchronises or reads from the device, and
+nothing is allocated but the results and a small workspace, so calls can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +19,19 @@ from torch import Tensor
 from . import families
 from .device.lanes import lanes as lanes_kernel
 from .device.memory import ABSENT, LANES, NUMBER, STEPS, UNIFORM
+from .device.moments import merge_partials
 from .device.rows import rows as rows_kernel
 from .device.split import split as split_kernel
-from .dtypes import accumulate_dtype, moments_dtype
+from .direct import Launch, direct
+from .dtypes import accumulate_dtype
+from .eager import Call, Launches, Results, Slowly, Workspace
 from .families import Recurrence
 from .geometry import Lanes, Strides, TooScattered, expanded_strides, merge_lanes
-from .moments import merge_moments
 from .plan import Plan, ceil_div, choose_plan
+from .repeat import NOTES, Key, Noted, Repeat
+from .sources import filled, sources
 from .specs import ALL_SPECS, allocate, step_results
+from .workspace import merge_sizes, merge_warps, workspace_of
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
 _STRIDED = (_STEPS, _LANES)
@@ -37,7 +42,10 @@ _KERNELS = {"rows": rows_kernel, "lanes": lanes_kernel, "split": split_kernel}
 
 
 class Prepared(NamedTuple):
-    """Everything about a launch but the pointers and numbers."""
+    """Everything about a launch but the pointers and numbers.
+
+    ``call``: how a call of an op with these layouts is served, where that has been worked out.
+    """
 
     kernel: Any
     plan: Plan
@@ -45,6 +53,7 @@ class Prepared(NamedTuple):
     arguments: dict[str, Any]
     constants: dict[str, Any]
     plan_arguments: tuple[Any, ...]
+    call: Callable[[Any], Any] | None = None
 
 
 def _kind(x: Tensor | None, tap: int, strides: Sequence[int] | None, acc: torch.dtype) -> int:
@@ -198,10 +207,15 @@ def prepared_for(
     )
     found = _prepared.get(key)
     if found is None:
-        if len(_prepared) >= 4096:  # layouts without end (ever new batch sizes) must not eat the memory
-            _prepared.clear()
-        found = _prepared[key] = _prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device))
+        found = _keep(key, _prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device)))
     return found
+
+
+def _keep(key: Any, prepared: Prepared) -> Prepared:
+    if len(_prepared) >= 4096:  # layouts without end (ever new batch sizes) must not eat the memory
+        _prepared.clear()
+    _prepared[key] = prepared
+    return prepared
 
 
 def device_of(device: torch.device) -> tuple[int, str | None]:
@@ -212,7 +226,9 @@ def device_of(device: torch.device) -> tuple[int, str | None]:
     return properties.multi_processor_count, properties.name
 
 
-def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared: Prepared) -> dict[str, Any]:
+def launch_arguments(
+    recurrence: Recurrence, outputs: Sequence[Tensor], prepared: Prepared, workspace: Workspace | None = None
+) -> dict[str, Any]:
     """Every argument of the kernel by name: pointers and numbers, sizes and strides, constants."""
     device = outputs[0].device
     values: list[Any] = []
@@ -220,15 +236,18 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
         if kind == _NUMBER and x is not None:
             values.append(float(x))
         elif kind == _UNIFORM and x is not None and x.device != device:
-            # Not a copy from the host, which would wait for the device and break graph capture: a fill.
-            values.append(torch.full((), x.item(), dtype=x.dtype, device=device))
+            values.append(filled(x, device))
         else:
             values.append(x)
-    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
-    pointers["partials"] = _partials(prepared.plan, device) if recurrence.moments else None
-    if prepared.plan.strategy == "split":
-        pointers |= _workspace(prepared.plan, outputs[0])
-    return {**pointers, **prepared.arguments, **prepared.constants}
+    if workspace is None:
+        workspace = workspace_of(prepared.plan, outputs[0], recurrence.moments)
+    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "partials": None}
+    return {**pointers, **_beside(recurrence), **workspace, **prepared.arguments, **prepared.constants}
+
+
+def _beside(recurrence: Recurrence) -> dict[str, Any]:
+    """What the kernel takes of a recurrence besides its inputs, by name: tensors, or tuples with tensors in them."""
+    return {"carry_in": recurrence.carry}
 
 
 def compiler_options(plan: Plan) -> dict[str, Any]:
@@ -237,19 +256,6 @@ def compiler_options(plan: Plan) -> dict[str, Any]:
         return {"num_warps": plan.warps}
     # Without a limit of ours the assembler takes one of its own, often 64 registers, and rather spills than uses a few more.
     return {"num_warps": plan.warps, "maxnreg": 255}
-
-
-def _workspace(plan: Plan, like: Tensor) -> dict[str, Tensor]:
-    """What the tiles of the split strategy tell each other: a ticket counter and flags at zero, and room for their maps."""
-    programs = plan.grid[0]
-    flags = torch.zeros(1 + programs, dtype=torch.int32, device=like.device)
-    published = torch.empty(3 * plan.lanes * programs, dtype=accumulate_dtype(like.dtype), device=like.device)
-    return {"flags": flags, "published": published}
-
-
-def _partials(plan: Plan, device: torch.device) -> Tensor:
-    """Room for the moments of every program."""
-    return torch.empty((math.prod(plan.grid), 3), dtype=moments_dtype(device), device=device)
 
 
 def one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrence:
@@ -266,27 +272,123 @@ def one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrenc
     return recurrence._replace(inputs=tuple((copied(x), tap) for x, tap in recurrence.inputs), carry=carry)
 
 
+def _key(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What decides how a call is served: the layouts, dtypes and devices of its tensors, and everything else it was given.
+
+    The default dtype is that of the results of integers.
+    """
+    key = [op, torch.get_default_dtype()]
+    for x in args:
+        if isinstance(x, Tensor):
+            key += (x.shape, x.stride(), x.dtype, x.get_device())
+        else:
+            key.append(x)
+    return tuple(key)
+
+
 def _run(op: str, *args: Any) -> Any:
-    results = allocate(op, args)
-    moments = results[-1] if ALL_SPECS[op].moments else None
-    outputs = step_results(op, results)
-    if moments is not None and not outputs:
-        moments.zero_()
-    if outputs:
-        recurrence: Recurrence = getattr(families, op)(*args)
-        time_dim, reverse = _time(args)
-        try:
-            prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
-        except TooScattered:
-            recurrence = one_layout(recurrence, outputs[0], time_dim)
-            prepared = prepared_for(op, recurrence, outputs, time_dim, reverse)
-        plan = prepared.plan
-        with _on(outputs[0].device):
-            arguments = launch_arguments(recurrence, outputs, prepared)
-            prepared.kernel[plan.grid](**arguments, **compiler_options(plan))
-            if recurrence.moments and moments is not None:
-                moments.copy_(merge_moments(arguments["partials"]))
+    key = _key(op, args)
+    prepared = _prepared.get(key)
+    results = _run_first(op, args, key) if prepared is None or prepared.call is None else prepared.call(args)
+    if NOTES.calls is not None:
+        NOTES.calls.append(Noted(op, args, results))
     return results if len(results) > 1 else results[0]
+
+
+def repeated(key: Key) -> Callable[[Sequence[Any]], Any] | None:
+    """What serves a public call like one before it (:mod:`.repeat`)."""
+    prepared = _prepared.get(key)
+    return None if prepared is None else prepared.call
+
+
+def keep_repeat(key: Key, repeat: Repeat) -> bool:
+    """Keep how a public call is repeated; returns whether that can be."""
+    prepared = _prepared.get(_key(repeat.noted.op, repeat.noted.args))
+    if prepared is None or prepared.call is None:
+        return False
+    # Not of `repeat` itself, which holds the tensors of the call.
+    serve, arguments, constants = prepared.call, itemgetter(*repeat.places), repeat.constants
+    returned = slice(repeat.returned) if repeat.returned else 0
+
+    def again(values: Sequence[Any]) -> Any:
+        return serve(arguments((*values, *constants)))[returned]
+
+    _keep(key, prepared._replace(call=again))
+    return True
+
+
+def _run_first(op: str, args: tuple[Any, ...], key: Any) -> tuple[Tensor, ...]:
+    """A call with layouts that were not met before: work out how it is served, keep that, and do so."""
+    results = allocate(op, args)
+    outputs = step_results(op, results)
+    moments = ALL_SPECS[op].moments and results[-1].numel() > 0
+    if not outputs:
+        return (*results[:-1], results[-1].zero_()) if moments else results
+    recurrence: Recurrence = getattr(families, op)(*args)
+    time_dim, reverse = _time(args)
+    taken = None
+    try:
+        prepared = _prepare(recurrence, outputs, time_dim, *device_of(outputs[0].device))
+        by_value = [kind == _NUMBER for kind in prepared.kinds]
+        taken = sources(op, args, by_value, outputs[0].device, _beside)
+    except TooScattered:
+        prepared = prepared_for(op, one_layout(recurrence, outputs[0], time_dim), outputs, time_dim, reverse)
+    written = [i for i, x in enumerate(results) if x.numel()]
+    slowly = _slowly(op, prepared, written, moments, time_dim, scattered=taken is None)
+    call: Callable[[tuple[Any, ...]], tuple[Tensor, ...]]
+    if taken is None:
+        call = _always(op, slowly)
+    else:
+        known = prepared.arguments | prepared.constants
+        made = Results(ALL_SPECS[op].like, args, results)
+        call = Call(prepared.kernel, prepared.plan, known, made, written, taken, moments, slowly)
+    _keep(key, prepared._replace(call=call))
+    return call(args)
+
+
+def _slowly(
+    op: str, prepared: Prepared, written: Sequence[int], moments: bool, time_dim: int, scattered: bool
+) -> Slowly:
+    """What launches calls with these layouts by Triton's public way, which also compiles."""
+    plan = prepared.plan
+
+    def launch(
+        args: tuple[Any, ...], results: tuple[Tensor, ...], workspace: Workspace | None = None
+    ) -> Launches | None:
+        recurrence: Recurrence = getattr(families, op)(*args)
+        outputs = [results[i] for i in written]
+        merged = outputs.pop() if moments else None
+        if scattered:
+            recurrence = one_layout(recurrence, outputs[0], time_dim)
+        with _on(outputs[0].device):
+            given = launch_arguments(recurrence, outputs, prepared, workspace)
+            compiled = prepared.kernel[plan.grid](**given, **compiler_options(plan))
+            again = direct(prepared.kernel, compiled, plan.grid)
+            if merged is None:
+                return None if again is None else Launches(again, None)
+            merge = _merge(plan, given["partials"], merged)
+        return None if again is None or merge is None else Launches(again, merge)
+
+    return launch
+
+
+def _always(op: str, slowly: Slowly) -> Callable[[tuple[Any, ...]], tuple[Tensor, ...]]:
+    """For layouts whose inputs are made anew for every call."""
+
+    def call(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        results = allocate(op, args)
+        slowly(args, results, None)
+        return results
+
+    return call
+
+
+def _merge(plan: Plan, partials: Tensor, merged: Tensor) -> Launch | None:
+    """Merge the moments of all programs into ``merged``; returns what does so again."""
+    parts, block = merge_sizes(plan)
+    grid = (1,)
+    compiled = merge_partials[grid](partials, merged, parts, block, num_warps=merge_warps(block))
+    return direct(merge_partials, compiled, grid)
 
 
 def _time(args: tuple[Any, ...]) -> tuple[int, bool | None]:

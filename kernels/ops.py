@@ -342,21 +342,30 @@ for _op, (_setup, _grad) in _GRADS.items():
 _FUNCTIONS = {op: _function(op) for op in _GRADS}
 
 
+def nobody_listens() -> bool:
+    """Whether no transform, mode, tracer or profiler has to see the calls that are made now."""
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+        or torch.autograd._profiler_enabled()
+    )
+
+
 def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
-    """Whether nobody but the backend has to see this call: no graph is recorded, no mode and no profiler listens, and
-    every tensor is an ordinary one."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or torch._C._is_tracing():
-        return False
-    if torch.autograd._profiler_enabled():
+    """Whether nobody but the backend has to see this call: no graph is recorded, nobody listens, and every tensor is an
+    ordinary one."""
+    if not nobody_listens():
         return False
     recorded = torch.is_grad_enabled()
     for x in args:
-        if isinstance(x, Tensor):
-            # A subclass has a dispatch of its own; a negated view does not hold in memory what it says.
-            if type(x) is not Tensor or x.is_neg() or (recorded and x.requires_grad):
+        if type(x) is Tensor:
+            # A negated view does not hold in memory what it says.
+            if x.is_neg() or (recorded and x.requires_grad) or not (x.is_cpu or x.is_cuda):
                 return False
-            if not (x.is_cpu or x.is_cuda):
-                return False
+        elif isinstance(x, Tensor):  # a subclass has a dispatch of its own
+            return False
     return True
 
 

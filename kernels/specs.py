@@ -141,9 +141,10 @@ def by_name(op: str, args: Sequence[Any]) -> dict[str, Any]:
 def full_shape(tensors: Sequence[Tensor]) -> torch.Size:
     """The common shape of ``tensors``, at no cost when they already agree."""
     shape = tensors[0].shape
-    if all(x.shape == shape for x in tensors):
-        return shape
-    return torch.broadcast_shapes(*(x.shape for x in tensors))
+    for x in tensors:
+        if x.shape != shape:
+            return torch.broadcast_shapes(*(x.shape for x in tensors))
+    return shape
 
 
 def step_results(op: str, results: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,8 @@ if interpreting():
     pytest.skip("with TRITON_INTERPRET nothing is compiled", allow_module_level=True)
 
 from tritonrl.kernels import families, launch
-from tritonrl.kernels.ahead_of_time import Compiled, compile_for
+from tritonrl.kernels.ahead_of_time import Compiled, compile_for, compile_merge
+from tritonrl.kernels.plan import Plan
 
 # Name: (lanes, steps, lanes contiguous), and the strategy that they are there for.
 LAYOUTS = {
@@ -232,6 +233,16 @@ def test_offsets_beyond_two_to_the_31_compile_without_spills() -> None:
         assert any(prepared.constants["WIDE"] for prepared in launch._prepared.values())
         assert (found.spilled_bytes, found.stack_bytes) == (0, 0)
         assert found.accesses["st.global.v4.b32"] > 0
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("programs", [1, 7, 300, 4096, 32768])
+def test_moments_are_merged_by_one_program_without_spills(programs: int, capability: int) -> None:
+    found = compile_merge(Plan("lanes", (programs, 1), 4, 1), capability)
+    assert (found.spilled_bytes, found.stack_bytes) == (0, 0)
+    assert found.registers <= 128, "512 threads have 65536 registers"
+    assert {name for name in found.accesses if name.startswith("st.global")} == {"st.global.b64"}
+    assert found.accesses["st.global.b64"] == 3
 
 
 def test_the_report_would_show_a_spill(monkeypatch: pytest.MonkeyPatch) -> None:

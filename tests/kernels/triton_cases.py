@@ -407,3 +407,68 @@ def test_wide_offsets_work_in_every_kind_of_access(
         convert(draw("td_lambda_return", shape, time_dim, discounts="step"), torch.float32),
         time_dim,
     )
+
+
+def parts_with(count: list[float], mean: list[float], m2: list[float]) -> Tensor:
+    return torch.tensor([count, mean, m2], dtype=torch.float64).t().contiguous()
+
+
+PARTS = {
+    "one": parts_with([3.0], [2.0], [0.5]),
+    "none that counts": torch.tensor([[0.0, math.nan, math.inf]] * 3, dtype=torch.float64),
+    "some that do not count": parts_with([2.0, 0.0, 1.0], [1.0, math.nan, 5.0], [2.0, math.nan, 0.0]),
+    "a NaN": parts_with([2.0, 2.0], [math.nan, 5.0], [2.0, 2.0]),
+    "an infinity": parts_with([2.0, 2.0, 3.0], [math.inf, 5.0, 0.0], [2.0, 2.0, 1.0]),
+    "infinite deviations": parts_with([2.0, 2.0, 3.0], [1.0, 5.0, 0.0], [math.inf, 2.0, 1.0]),
+    "far from zero": parts_with([7.0] * 5, [1e9 + i for i in range(5)], [1e-3] * 5),
+}
+
+
+@pytest.mark.parametrize("block", [4, 16])
+@pytest.mark.parametrize("name", PARTS)
+def test_moments_of_programs_merge_as_those_of_users_do(name: str, block: int) -> None:
+    """Blocks that do not divide the parts, blocks that hold them all; the same numbers, NaN where those are."""
+    parts = PARTS[name].to(DEVICE)
+    merged = torch.full((3,), -1.0, dtype=torch.float64, device=DEVICE)
+    launch.merge_partials[(1,)](parts, merged, len(parts), block, num_warps=1)
+    torch.testing.assert_close(merged, kernels.merge_moments(parts), rtol=1e-14, atol=0, equal_nan=True)
+
+
+def test_many_moments_merge_in_several_blocks_to_those_of_the_whole() -> None:
+    x = 1e6 + torch.randn(37, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    mean = x.mean(1)
+    parts = torch.stack([torch.full((37,), 11.0), mean, (x - mean[:, None]).square().sum(1)], 1).to(DEVICE)
+    merged, again = (torch.empty(3, dtype=torch.float64, device=DEVICE) for _ in range(2))
+    for out in (merged, again):
+        launch.merge_partials[(1,)](parts, out, 37, 8, num_warps=1)
+    assert torch.equal(merged, again)
+    wanted = torch.stack([torch.tensor(37.0 * 11), x.mean(), (x - x.mean()).square().sum()])
+    torch.testing.assert_close(merged.cpu(), wanted, rtol=1e-10, atol=0)
+
+
+def off_by_one(x: Tensor) -> Tensor:
+    """The same numbers in the same layout, one element off an aligned address."""
+    return torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape).copy_(x)
+
+
+def test_a_call_like_one_before_computes_what_it_is_given() -> None:
+    """Again and again, with other numbers and with pointers that are aligned otherwise. On a device only the first launch of
+    each alignment goes Triton's own way."""
+    for round_, shifted in enumerate(("", "", "", "value", "value", "done", "value", "")):
+        args = convert(draw("gae", (3, 8), -1, ends=0.3), torch.float32)
+        args = {n: x.roll(round_, 0) if isinstance(x, Tensor) else x * 0.9**round_ for n, x in args.items()}
+        expected = oracle.compute("gae", args, -1)
+        given = {n: off_by_one(x) if n == shifted else x for n, x in to_device(args).items()}
+        for actual, wanted in zip(run("gae", given, -1), expected, strict=True):
+            assert_close(actual, wanted, (round_, shifted))
+
+
+def test_moments_of_a_call_like_one_before_are_its_own(force: Force) -> None:
+    force("rows", lanes=2, vector=2, vectors=2)
+    for scale in (1.0, 3.0, -2.0):
+        args = convert(draw("gae", (5, 8), -1, ends=0.3), torch.float32)
+        args = {n: scale * x if n in DATA["gae"] else x for n, x in args.items()}
+        advantage, _, moments = kernels.gae(**to_device(args), time_dim=-1, moments=True)
+        x = advantage.double()
+        wanted = torch.stack([torch.full_like(x.mean(), x.numel()), x.mean(), (x - x.mean()).square().sum()])
+        torch.testing.assert_close(moments, wanted, rtol=1e-5, atol=1e-6)

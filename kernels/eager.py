@@ -1,0 +1,132 @@
+"""A call whose layouts were met before: all that is left of it is to allocate, take addresses and launch.
+
+What layouts and dtypes decide is decided once: which argument goes where in the kernel, what the results look like, and,
+after the first launch, which compiled kernel serves which alignment. Nothing here synchronises or reads a device's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.runtime import driver
+
+from .direct import ALIGNED, Launch, is_watched
+from .plan import Plan
+from .sources import Sources, filled
+from .workspace import NAMES, merge_sizes, workspace_of
+
+Workspace = dict[str, Tensor]
+_MISALIGNED = ALIGNED - 1
+
+
+class Results:
+    """How the results of a call are allocated: as :func:`.specs.allocate` does, whose results these were."""
+
+    def __init__(self, like: int, args: Sequence[Any], results: Sequence[Tensor]) -> None:
+        first, donor = results[0], args[like]
+        self.like = like
+        self.as_donor = donor.shape == first.shape and donor.dtype is first.dtype
+        self.shape, self.stride, self.dtype, self.device = first.shape, first.stride(), first.dtype, first.device
+        # What is not laid out like the first result has one dimension: moments, and gradients that nobody asked for.
+        alike = (x.shape == first.shape and x.dtype is first.dtype for x in results[1:])
+        self.others = tuple(None if a else (x.shape[0], x.dtype) for x, a in zip(results[1:], alike, strict=True))
+
+    def allocate(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
+        """New results, uninitialised."""
+        if self.as_donor:
+            first = torch.empty_like(args[self.like])
+        else:
+            first = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        made = [first]
+        for other in self.others:
+            made.append(torch.empty_like(first) if other is None else first.new_empty(other[0], dtype=other[1]))
+        return tuple(made)
+
+
+class Launches(NamedTuple):
+    """The compiled kernels that serve one alignment of all pointers: the recurrence, and the merging of its moments."""
+
+    recurrence: Launch
+    merge: Launch | None
+
+
+Slowly = Callable[[tuple[Any, ...], tuple[Tensor, ...], Workspace | None], Launches | None]
+"""Launches by Triton's public way, with arguments, results and workspace (or its own); returns what does the same again."""
+
+
+class Call:
+    """One op on one combination of layouts and one device."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        plan: Plan,
+        known: dict[str, Any],
+        results: Results,
+        written: Sequence[int],
+        taken: Sources,
+        moments: bool,
+        slowly: Slowly,
+    ) -> None:
+        """``known``: the kernel's arguments that are the same at every call, by name. ``written``: which results it writes, by
+        position. ``moments``: whether they are wanted, and are the last of those."""
+        self.kernel, self.plan, self.moments = kernel, plan, moments
+        self.results, self.written, self.taken, self.slowly = results, written, taken, slowly
+        names = kernel.arg_names
+        self.template = [known.get(name) for name in names]
+        self.places = {name: i for i, name in enumerate(names) if name not in known}
+        unknown = self.places.keys() - {"inputs", "outputs", *taken.beside, *NAMES}
+        assert not unknown, f"a kernel takes {unknown}, which nobody knows"
+        self.beside = [(self.places[name], make) for name, make in taken.beside.items() if make is not None]
+        self.launches: dict[tuple[bool, ...], Launches] = {}  # by alignment; () where everything is aligned
+
+    def __call__(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """Compute the op for arguments of the layouts that this was made for."""
+        results = self.results.allocate(args)
+        workspace = workspace_of(self.plan, results[0], self.moments)
+        taken = self.taken
+        pointers = [args[i].data_ptr() for i in taken.pointers]
+        written = [results[i].data_ptr() for i in self.written]
+        rooms = [x.data_ptr() for x in workspace.values()]
+        alignment = _alignment((*pointers, *written, *rooms))
+        launches = self.launches.get(alignment)
+        if launches is None or is_watched(self.kernel):
+            launches = self.slowly(args, results, workspace)
+            if launches is not None:
+                self.launches[alignment] = launches
+            return results
+        fills = [filled(args[i], self.results.device) for i in taken.filled]  # they live until the kernel is launched
+        values = [*pointers, *[x.data_ptr() for x in fills], *[float(args[i]) for i in taken.numbers], None]
+        arguments, places = self.template.copy(), self.places
+        arguments[places["inputs"]] = taken.inputs(values)
+        arguments[places["outputs"]] = tuple(written[: -1 if self.moments else None])
+        for place, make in self.beside:
+            arguments[place] = make(values)
+        for name, room in zip(workspace, rooms, strict=True):
+            arguments[places[name]] = room
+        self._launch(launches, arguments, written)
+        return results
+
+    def _launch(self, launches: Launches, arguments: Sequence[Any], written: Sequence[int]) -> None:
+        active, index = driver.active, self.results.device.index
+        device = active.get_current_device()
+        if index is not None and index != device:
+            # Triton launches on the current device; make that the data's.
+            with torch.cuda.device(index):
+                return self._launch(launches, arguments, written)
+        stream = active.get_current_stream(device)
+        launches.recurrence(stream, *arguments)
+        if launches.merge is not None:
+            launches.merge(stream, arguments[self.places["partials"]], written[-1], *merge_sizes(self.plan))
+        return None
+
+
+def _alignment(addresses: Sequence[int]) -> tuple[bool, ...]:
+    """Which addresses are aligned; ``()`` if all of them are."""
+    low = 0
+    for address in addresses:
+        low |= address
+    return () if not low & _MISALIGNED else tuple([not address & _MISALIGNED for address in addresses])

@@ -1,0 +1,152 @@
+"""A public call like one before it: what its checks would say is known, and so is how it is served.
+
+The checks look at layouts, dtypes, devices and at what is given at all, never at a number in memory. So a call that agrees in
+all of these with one that went well goes well, and goes the same way: to one function of the backend, with the same arguments
+in the same places. Where that was so and the backend keeps such calls (:mod:`.launch` does), the next one goes there at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from .backend import backend_for
+from .number import number
+from .ops import nobody_listens
+from .specs import argument_names
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Key = tuple[Any, ...]
+
+DEVICES = {"cuda"}
+"""Where a backend that keeps calls is to be looked for. Others are not to pay for the search."""
+
+
+class Noted(NamedTuple):
+    """A call of the backend: op, arguments, and all of its results."""
+
+    op: str
+    args: tuple[Any, ...]
+    results: tuple[Tensor, ...]
+
+
+class _Notes(threading.local):
+    """The calls of the backend in this thread, while somebody wants to know."""
+
+    calls: list[Noted] | None = None
+
+
+NOTES = _Notes()
+
+
+class Repeat(NamedTuple):
+    """How a call is repeated: its arguments are those ``places`` among the given values and ``constants`` behind them.
+
+    ``returned``: how many results of the op the public function returns; 0 for the first alone, not in a tuple.
+    """
+
+    noted: Noted
+    places: tuple[int, ...]
+    constants: tuple[Any, ...]
+    returned: int
+
+
+_MOST_KEPT = 4096
+_never: set[Key] = set()  # calls that go another way than straight to the backend
+
+
+def repeatable(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a public function whose parameters are named like the arguments of its ops go the known way when called again."""
+    parameters = inspect.signature(function).parameters
+    order = tuple(parameters)
+    defaults = {name: x.default for name, x in parameters.items() if type(x.default) is float}
+
+    @functools.wraps(function)
+    def repeating(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        values = [*args, *kwargs.values()]
+        first = values[0] if values else None
+        if type(first) is not Tensor or first.device.type not in DEVICES or not nobody_listens():
+            return function(*args, **kwargs)
+        backend = backend_for(first.device)
+        if not hasattr(backend, "repeated"):
+            return function(*args, **kwargs)
+        key = _key(function.__name__, values, kwargs)
+        if key is None or key in _never:
+            return function(*args, **kwargs)
+        repeated = backend.repeated(key)
+        if repeated is not None:
+            return cast(R, repeated(values))
+        NOTES.calls = []
+        try:
+            result = function(*args, **kwargs)
+            noted = NOTES.calls
+        finally:
+            NOTES.calls = None
+        given: dict[str, Any] = dict(zip(order[: len(args)] + tuple(kwargs.keys()), values, strict=True))
+        repeat = _repeat(given, defaults, noted, result)
+        if repeat is None or not backend.keep_repeat(key, repeat):
+            if len(_never) >= _MOST_KEPT:
+                _never.clear()
+            _never.add(key)
+        return result
+
+    return repeating
+
+
+def _key(function: str, values: list[Any], names: Iterable[str]) -> Key | None:
+    """What decides the way of a call; ``None`` if it may be another one each time. Numbers in ``values`` become tensors."""
+    # Not to be taken for the key of an op, which may have the same name.
+    key: list[Any] = [f"{function}()", torch.get_default_dtype(), *names]
+    recorded = torch.is_grad_enabled()
+    for i, x in enumerate(values):
+        if type(x) is Tensor:
+            if x.is_neg() or (recorded and x.requires_grad):
+                return None
+            key += (x.shape, x.stride(), x.dtype, x.device)
+        elif type(x) is float:
+            key.append(float)
+            values[i] = number(x)
+        elif x is None or type(x) is int or type(x) is bool:
+            key.append(x)
+        else:
+            return None
+    return tuple(key)
+
+
+def _is_constant(x: Tensor, given: Any) -> bool:
+    """Whether ``x`` stands for a number that is the same in all calls of one key: a default, or an integer."""
+    return type(given) in (int, float) and x is number(float(given))
+
+
+def _repeat(
+    given: Mapping[str, Any], defaults: Mapping[str, float], noted: Sequence[Noted] | None, result: Any
+) -> Repeat | None:
+    """How a call with these arguments was served; ``None`` if not by one call of the backend with the same ones."""
+    if noted is None or len(noted) != 1:
+        return None
+    (called,) = noted
+    names, places, constants = list(given), list[int](), list[Any]()
+    for name, x in zip(argument_names(called.op), called.args, strict=False):
+        if not isinstance(x, Tensor):  # an option, or nothing: the same for the same layouts
+            places.append(len(names) + len(constants))
+            constants.append(x)
+        elif name in given and x is given[name]:
+            places.append(names.index(name))
+        elif _is_constant(x, given.get(name, defaults.get(name))):
+            places.append(len(names) + len(constants))
+            constants.append(x)
+        else:  # made for this call
+            return None
+    returned = (result,) if isinstance(result, Tensor) else result
+    if any(x is not y for x, y in zip(returned, called.results, strict=False)):
+        return None
+    return Repeat(called, tuple(places), tuple(constants), 0 if isinstance(result, Tensor) else len(returned))
