@@ -89,28 +89,20 @@ def _negative(time_dim: int, shape: torch.Size) -> int:
     return time_dim - rank if time_dim >= 0 else time_dim
 
 
-def _masks(like: Tensor, shape: torch.Size, **masks: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The optional masks of an op; nothing at all where none was given, so that such a call stays what it was."""
-    if all(x is None for x in masks.values()):
-        return ()
-    return tuple(None if x is None else _flag(name, x, like, shape) for name, x in masks.items())
-
-
-def _ended(
-    done: Tensor,
-    terminated: Tensor | None,
-    cu_seqlens: Tensor | None,
-    like: Tensor,
-    shape: torch.Size,
-    time_dim: int,
-) -> tuple[Tensor, Tensor | None]:
-    """The flags, with the last step of every packed sequence done (and terminated only where it was said to be)."""
+def _flags(done: Tensor, terminated: Tensor | None, like: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
     done = _flag("done", done, like, shape)
-    terminated = None if terminated is None else _flag("terminated", terminated, like, shape)
-    if cu_seqlens is None:
-        return done, terminated
-    packed.check_offsets(cu_seqlens, shape, time_dim, done.device)
-    return done | packed.ends(cu_seqlens, shape), done if terminated is None else terminated
+    return done, None if terminated is None else _flag("terminated", terminated, like, shape)
+
+
+def _ragged(
+    like: Tensor, shape: torch.Size, time_dim: int, cu_seqlens: Tensor | None, **masks: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The optional masks and offsets of an op; nothing at all where none was given, so that such a call stays what it was."""
+    if cu_seqlens is None and all(x is None for x in masks.values()):
+        return ()
+    if cu_seqlens is not None:
+        packed.check_offsets(cu_seqlens, shape, time_dim, like.device)
+    return (*(None if x is None else _flag(name, x, like, shape) for name, x in masks.items()), cu_seqlens)
 
 
 def _bootstrap(
@@ -138,13 +130,13 @@ def _bootstrap(
 def _derived(
     value: Tensor,
     bootstrap_value: Tensor,
-    masks: tuple[Tensor | None, ...],
-    cu_seqlens: Tensor | None,
+    ragged: tuple[Tensor | None, ...],
     shape: torch.Size,
     time_dim: int,
 ) -> Tensor:
     """The next values of masked or packed data, from the values: a pass of its own in front of the kernel."""
-    counts = counted(*masks) if masks else None
+    valid, skip, cu_seqlens = ragged
+    counts = counted(valid, skip)
     value = value.expand(shape)
     if cu_seqlens is None:
         return derived_next_value(value, bootstrap_value, counts, time_dim, recurrence)
@@ -308,22 +300,22 @@ def gae(
     data = {"reward": reward, "value": value} | ({} if next_value is None else {"next_value": next_value})
     shape, dtype = _shape(**data), result_dtype(*data.values())
     time_dim = _negative(time_dim, shape)
-    done, terminated = _ended(done, terminated, cu_seqlens, reward, shape, time_dim)
-    masks = _masks(reward, shape, valid=valid, skip=skip)
+    done, terminated = _flags(done, terminated, reward, shape)
+    ragged = _ragged(reward, shape, time_dim, cu_seqlens, valid=valid, skip=skip)
     if next_value is None or bootstrap_value is not None:
         sequences = shape[:time_dim] if cu_seqlens is None else torch.Size([cu_seqlens.shape[0] - 1])
         lanes = sequences + shape[len(shape) + time_dim + 1 :]
         bootstrap_value = _bootstrap(bootstrap_value, next_value, value, lanes, dtype)
-        if bootstrap_value is not None and (masks or cu_seqlens is not None):
-            next_value = _derived(value, bootstrap_value, masks, cu_seqlens, shape, time_dim)
+        if bootstrap_value is not None and ragged:
+            next_value = _derived(value, bootstrap_value, ragged, shape, time_dim)
             bootstrap_value = None
     discounts = _discount("gamma", gamma, value, shape, dtype), _discount("lmbda", lmbda, value, shape, dtype)
     args = (reward, value, next_value, done, terminated, *discounts, time_dim)
     result: tuple[Tensor, ...]
     if next_value is not None and not moments:
-        result = call("gae", *args, *masks)
+        result = call("gae", *args, *ragged)
         return result
-    optional = (bootstrap_value, *masks) if masks or bootstrap_value is not None else ()
+    optional = (bootstrap_value, *ragged) if ragged or bootstrap_value is not None else ()
     result = call("gae_extended", *args, moments, *optional)
     return result if moments else result[:2]
 
@@ -364,11 +356,11 @@ def td_lambda_return(
         "td_lambda_return",
         reward,
         next_value,
-        *_ended(done, terminated, cu_seqlens, reward, shape, time_dim),
+        *_flags(done, terminated, reward, shape),
         _discount("gamma", gamma, reward, shape, dtype),
         _discount("lmbda", lmbda, reward, shape, dtype),
         time_dim,
-        *_masks(reward, shape, valid=valid),
+        *_ragged(reward, shape, time_dim, cu_seqlens, valid=valid),
     )
     return result
 
@@ -398,10 +390,10 @@ def reward_to_go(
     result: Tensor = call(
         "reward_to_go",
         reward,
-        _ended(done, None, cu_seqlens, reward, shape, time_dim)[0],
+        _flag("done", done, reward, shape),
         _discount("gamma", gamma, reward, shape, result_dtype(reward)),
         time_dim,
-        *_masks(reward, shape, valid=valid),
+        *_ragged(reward, shape, time_dim, cu_seqlens, valid=valid),
     )
     return result
 
@@ -458,11 +450,11 @@ def vtrace(
     result: tuple[Tensor, Tensor] = call(
         "vtrace",
         *data.values(),
-        *_ended(done, terminated, cu_seqlens, reward, shape, time_dim),
+        *_flags(done, terminated, reward, shape),
         _discount("gamma", gamma, value, shape, dtype),
         _discount("rho_thresh", rho_thresh, value, shape, dtype),
         _discount("c_thresh", c_thresh, value, shape, dtype),
         time_dim,
-        *_masks(reward, shape, valid=valid),
+        *_ragged(reward, shape, time_dim, cu_seqlens, valid=valid),
     )
     return result

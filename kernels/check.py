@@ -42,11 +42,12 @@ class _Variant(NamedTuple):
 
 
 def _variants() -> list[_Variant]:
-    """Every op without optional arguments, then with all that go together."""
+    """Every op without optional arguments, then with its masks, and then with all that go together."""
     found = [_Variant(op) for op in SPECS]
     for op, spec in ALL_SPECS.items():
         if spec.optional:
-            found.append(_Variant(op, tuple(name for name in spec.optional if name != "bootstrap_value")))
+            together = tuple(name for name in spec.optional if name != "bootstrap_value")
+            found += [_Variant(op, together[:-1]), _Variant(op, together)]  # the offsets are the last
     return [*found, _Variant("gae_extended"), _Variant("gae_extended", ("bootstrap_value",))]
 
 
@@ -77,6 +78,8 @@ def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_co
         "c_thresh": torch.tensor(0.9, dtype=torch.float64),
         "carry": torch.randn(lanes, generator=generator).to(device),
         "bootstrap_value": torch.randn(lanes, generator=generator).to(device),
+        # Of no steps at the start and the end, of one, and the rest.
+        "cu_seqlens": torch.tensor([0, 0, 1, (steps + 1) // 2, (steps + 1) // 2, steps, steps], device=device),
         "time_dim": -1,
         "reverse": True,
         "with_discounts": True,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import families
 from .device.lanes import lanes as lanes_kernel
-from .device.memory import ABSENT, LANES, NUMBER, STEPS, UNIFORM
+from .device.memory import ABSENT, AS_READ, ENDED, LANES, NUMBER, STEPS, UNIFORM
 from .device.rows import rows as rows_kernel
 from .device.split import split as split_kernel
 from .dtypes import accumulate_dtype, moments_dtype
@@ -29,9 +29,13 @@ from .plan import Plan, ceil_div, choose_plan
 from .specs import ALL_SPECS, allocate, step_results
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
-_STRIDED = (_STEPS, _LANES)
+_ENDED, _AS_READ = ENDED.value, AS_READ.value
+_STEPPED = (_STEPS, _ENDED)
+_STRIDED = (*_STEPPED, _LANES)
 # The ops whose masks the kernels take themselves (:mod:`.compose`).
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
+# The ops whose kernels find the ends of packed sequences themselves.
+PACKED = MASKED
 _FOUR_BYTE_OFFSETS = 2**31 - 1
 _KERNELS = {"rows": rows_kernel, "lanes": lanes_kernel, "split": split_kernel}
 
@@ -65,6 +69,10 @@ def _kinds(recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc:
     kinds = [_kind(x, tap, own, acc) for (x, tap), own in zip(recurrence.inputs, strides, strict=True)]
     for i in recurrence.per_lane:
         kinds[i] = _LANES if kinds[i] == _STEPS else kinds[i]
+    for i in recurrence.ended:
+        kinds[i] = _ENDED
+        if kinds[i + 1] == _ABSENT:  # terminated, which means "as done was given"
+            kinds[i + 1] = _AS_READ
     return tuple(kinds)
 
 
@@ -95,7 +103,7 @@ def _prepare(
     untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
     streams = (
-        kinds.count(_STEPS) + len(outputs) + (2 if recurrence.moments else 0)
+        sum(kind in _STEPPED for kind in kinds) + len(outputs) + (2 if recurrence.moments else 0)
     )  # mean and M2 stand in registers too
     steps_strides = [*untapped, *out_strides]
     considered = (sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
@@ -194,6 +202,7 @@ def prepared_for(
         reverse,
         tuple(_layout(x) for x, _ in recurrence.inputs),
         _layout(recurrence.carry),
+        recurrence.ended,
         tuple((x.shape, x.stride(), x.dtype) for x in outputs),
     )
     found = _prepared.get(key)
@@ -225,6 +234,8 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
         else:
             values.append(x)
     pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "carry_in": recurrence.carry}
+    offsets = recurrence.cu_seqlens
+    pointers["packed"] = None if offsets is None else (offsets, offsets.shape[0])
     pointers["partials"] = _partials(prepared.plan, device) if recurrence.moments else None
     if prepared.plan.strategy == "split":
         pointers |= _workspace(prepared.plan, outputs[0])

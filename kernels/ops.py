@@ -7,7 +7,7 @@ derivatives run in the backend's own backward kernels; when the backward pass is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from . import gradients
 from .backend import backend_for
 from .compose import serve
 from .masked import derived_next_value, select, state_of, unmasked
+from .packed import ended, folded
 from .specs import ALL_SPECS, allocate, argument_names, by_name, plain_names
 from .textbook import previous_step
 
@@ -51,6 +52,8 @@ def _vmap_rule(op: str) -> Callable[..., Any]:
     wanted = len(plain_names(op)) - 1
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        if names[-1] == "cu_seqlens" and len(args) == len(names) and in_dims[-1] is not None:
+            in_dims, args = _with_ends_of_each(op, in_dims, args)
         ranks = [x.dim() - (d is not None) if isinstance(x, Tensor) else 0 for x, d in zip(args, in_dims, strict=True)]
         if spec.moments and args[wanted]:
             raise NotImplementedError("vmap over moments=True: take the moments of the batched advantages instead")
@@ -75,6 +78,21 @@ def _vmap_rule(op: str) -> Callable[..., Any]:
     return rule
 
 
+def _with_ends_of_each(op: str, in_dims: Sequence[int | None], args: Sequence[Any]) -> tuple[Any, Any]:
+    """Offsets that differ over the batch become flags, because a kernel takes one packing. Returns ``in_dims, args``."""
+    given, dims = (dict(zip(argument_names(op), x, strict=True)) for x in (args, in_dims))
+    if "terminated" in given and given["terminated"] is None:
+        given["terminated"], dims["terminated"] = given["done"], dims["done"]
+    time_dim = given["time_dim"]
+    shaped_by = [(args[i], in_dims[i]) for i in ALL_SPECS[op].shaped_by if args[i] is not None]
+    shapes = [x.shape if d is None else x.movedim(d, 0).shape[1:] for x, d in shaped_by]
+    total = torch.broadcast_shapes(*shapes)[time_dim]
+    fold = torch.func.vmap(lambda done, offsets: ended(done, offsets, total, time_dim), (dims["done"], in_dims[-1]))
+    given |= {"done": fold(given["done"], args[-1]), "cu_seqlens": None}
+    dims |= {"done": 0, "cu_seqlens": None}
+    return tuple(dims.values()), tuple(given.values())
+
+
 def _sum_to(grad: Tensor | None, like: Tensor, needed: bool) -> Tensor | None:
     """A gradient of the full shape, summed over what the input was broadcast along."""
     if grad is None or not needed:
@@ -94,6 +112,7 @@ def _backward_of(op: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         grads: tuple[Tensor, ...] = getattr(torch.ops.tritonrl, f"{op}_backward")(*args)
         return grads
     backward = f"{op}_backward"
+    args = folded(backward, args)
     plain, counts = list(args[: len(plain_names(backward))]), None
     if any(x is not None for x in args[len(plain) :]):
         plain, counts = unmasked(backward, args)
@@ -155,14 +174,29 @@ def _gae_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     _save(ctx, *tensors, output[0], *masks)
 
 
+def _state(
+    advantage: Tensor,
+    done: Tensor,
+    time_dim: int,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """What the gradients of the discounts see of the following step: the advantages, and what passes through skipped steps."""
+    if skip is None:
+        return advantage
+    done = ended(done, cu_seqlens, advantage.shape[time_dim], time_dim)
+    return state_of(advantage, done, valid, skip, time_dim, recurrence)
+
+
 def _gae_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | None) -> tuple[Tensor | None, ...]:
     reward, value, next_value, done, terminated, gamma, lmbda, advantage, *masks = ctx.saved_tensors
     if grad_advantage is None and grad_target is None:
         return (None,) * (8 + len(masks))
     needs = ctx.needs_input_grad
     masked, with_discounts = _given(tuple(masks)), needs[5] or needs[6]
-    if with_discounts and masked and masked[1] is not None:
-        advantage = state_of(advantage, done, masked[0], masked[1], ctx.time_dim, recurrence)
+    if with_discounts:
+        advantage = _state(advantage, done, ctx.time_dim, *masked)
     grads = _backward_of(
         "gae",
         (
@@ -196,12 +230,12 @@ def _gae_extended_grad(
     """The gradient of :func:`_gae_grad`, with what reaches a derived next value passed on to the value it came from."""
     if grad_advantage is None and grad_target is None:
         return (None,) * ctx.inputs
-    *inputs, bootstrap_value, valid, skip, advantage = ctx.saved_tensors
+    *inputs, bootstrap_value, valid, skip, cu_seqlens, advantage = ctx.saved_tensors
     reward, value, next_value, done, terminated, gamma, lmbda = inputs
     needs, time_dim, derived = ctx.needs_input_grad, ctx.time_dim, next_value is None
-    masked, with_discounts = _given((valid, skip)), needs[5] or needs[6]
-    if with_discounts and skip is not None:
-        advantage = state_of(advantage, done, valid, skip, time_dim, recurrence)
+    masked, with_discounts = _given((valid, skip, cu_seqlens)), needs[5] or needs[6]
+    if with_discounts:
+        advantage = _state(advantage, done, time_dim, *masked)
     if derived and with_discounts:
         next_value = derived_next_value(value.expand(advantage.shape), bootstrap_value, None, time_dim, recurrence)
     grads = _backward_of(
@@ -227,7 +261,7 @@ def _gae_extended_grad(
         *(None, None),
         _sum_to(grads[3], gamma, needs[5]),
         _sum_to(grads[4], lmbda, needs[6]),
-        *(None, None, grad_bootstrap, None, None),
+        *(None, None, grad_bootstrap, None, None, None),
     )
     return found[: ctx.inputs]
 

@@ -7,12 +7,15 @@ empty. Everything here stays on the device: nothing is read back, and shapes dep
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .dtypes import accumulate_dtype
 from .masked import Recurrence
+from .specs import ALL_SPECS, argument_names, by_name, full_shape
 from .textbook import next_step
 
 
@@ -54,15 +57,34 @@ def _last_steps(cu_seqlens: Tensor, total: int) -> Tensor:
     return torch.where(ends > cu_seqlens[:-1], ends - 1, total).long()
 
 
-def _over_features(x: Tensor, shape: torch.Size) -> Tensor:
-    return x.view([shape[0]] + [1] * (len(shape) - 1))
+def ends(cu_seqlens: Tensor, total: int, time_dim: int) -> Tensor:
+    """A flag ``[total, 1, ...]`` at the last step of every sequence, of as many dimensions as there are from time on."""
+    flags = torch.zeros(total + 1, dtype=torch.bool, device=cu_seqlens.device)
+    at_ends = flags.index_fill(0, _last_steps(cu_seqlens, total), True)
+    return at_ends[:total].view([total] + [1] * (-time_dim - 1))
 
 
-def ends(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
-    """A flag ``[total, 1, ...]`` at the last step of every sequence."""
-    flags = torch.zeros(shape[0] + 1, dtype=torch.bool, device=cu_seqlens.device)
-    at_ends = flags.index_fill(0, _last_steps(cu_seqlens, shape[0]), True)
-    return _over_features(at_ends[: shape[0]], shape)
+def ended(done: Tensor, cu_seqlens: Tensor | None, total: int, time_dim: int) -> Tensor:
+    """``done``, and the last step of every sequence."""
+    return done if cu_seqlens is None else done | ends(cu_seqlens, total, time_dim)
+
+
+def is_packed(op: str, args: Sequence[Any]) -> bool:
+    """Whether a call of ``op`` is given offsets."""
+    return len(args) == len(argument_names(op)) and "cu_seqlens" in ALL_SPECS[op].optional and args[-1] is not None
+
+
+def folded(op: str, args: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments that give the same results without ``cu_seqlens``: with the ends in ``done``, but not in ``terminated``."""
+    if not is_packed(op, args):
+        return tuple(args)
+    named = by_name(op, args)
+    done, cu_seqlens, time_dim = named["done"], named.pop("cu_seqlens"), named["time_dim"]
+    if "terminated" in named and named["terminated"] is None:
+        named["terminated"] = done
+    shape = full_shape([args[i] for i in ALL_SPECS[op].shaped_by if args[i] is not None])
+    named["done"] = ended(done, cu_seqlens, shape[time_dim], time_dim)
+    return tuple(named.values())
 
 
 def derived_next_value(
@@ -70,7 +92,7 @@ def derived_next_value(
 ) -> Tensor:
     """:func:`.masked.derived_next_value` within each sequence; ``bootstrap_value`` is ``[n, *F]``, one for each."""
     total, time_dim = value.shape[0], -value.dim()
-    at_end = ends(cu_seqlens, value.shape)
+    at_end = ends(cu_seqlens, total, time_dim)
     each = bootstrap_value.to(value.dtype).expand(cu_seqlens.shape[0] - 1, *value.shape[1:])
     room = value.new_zeros((total + 1, *value.shape[1:]))
     bootstrap = room.index_copy(0, _last_steps(cu_seqlens, total), each)[:total]

@@ -25,8 +25,9 @@ class OpSpec(NamedTuple):
     ``outputs``: how many results of shape ``S``. ``discount_outputs``: how many more come when the last argument,
     ``with_discounts``, is true; otherwise they are empty (a schema cannot say "optional" of a result).
     ``optional``: names of tensors that follow the arguments of ``schema`` and are absent by default. A backend that knows
-    nothing of them is never asked to (:mod:`.compose`). ``moments``: one more result, of 3 numbers where the last argument
-    of ``schema`` is true, else empty.
+    nothing of them is never asked to (:mod:`.compose`). The last of them, ``cu_seqlens``, has the offsets of sequences that
+    are packed along time: the last step of each counts as done, but without ``terminated`` only ``done`` as given is terminal.
+    ``moments``: one more result, of 3 numbers where the last argument of ``schema`` is true, else empty.
     """
 
     schema: str
@@ -44,8 +45,8 @@ class OpSpec(NamedTuple):
         return arguments + "".join(f", Tensor? {name}=None" for name in self.optional) + ")" + results
 
 
-_VALID = ("valid",)
-_BOTH = ("valid", "skip")
+_VALID = ("valid", "cu_seqlens")
+_BOTH = ("valid", "skip", "cu_seqlens")
 
 
 SPECS: dict[str, OpSpec] = {
@@ -111,7 +112,7 @@ EXTENSIONS: dict[str, OpSpec] = {
         "(Tensor reward, Tensor value, Tensor? next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim, bool moments) -> (Tensor, Tensor, Tensor)",
         *((0, 1, 2), 1, 2),
-        optional=("bootstrap_value", "valid", "skip"),
+        optional=("bootstrap_value", *_BOTH),
         moments=True,
     ),
 }

@@ -424,6 +424,10 @@ for strategy, size, layout in cases:
     launch.choose_plan = small(strategy, layout)
     launch._prepared.clear()
     for variant in check._variants():
+        # With masks: packed in two of the cases, and in the other two not.
+        masked = variant.optional and variant.optional != ("bootstrap_value",)
+        if masked and ("cu_seqlens" in variant.optional) != (strategy == "lanes" or size == (10, 3)):
+            continue
         if variant.optional or variant.op == "gae_extended":
             result = check._check(variant, "cpu", [size], [layout])
             assert result.backend == "triton"
