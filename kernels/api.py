@@ -267,7 +267,8 @@ def gae(
             passes through to what comes before (unless the step is done). A derived next value looks past it, too.
         cu_seqlens: ``[n + 1]`` offsets (int32 or int64, on the data's device) of packed sequences: the data are
             ``[total, *F]`` with ``time_dim=0``, and the last step of every sequence counts as done, but not as terminated.
-            The ends cost 4 more bytes a step. Offsets on a GPU are not read back, so wrong ones cannot be reported.
+            On a GPU the kernel finds the ends itself; elsewhere, and in second derivatives, they are written into ``done``
+            first. Offsets on a GPU are not read back, so wrong ones cannot be reported.
         moments: also return count, mean and M2 of the advantages that count, from the same pass (:func:`merge_moments`,
             :func:`standardise`). They have no gradient.
 
