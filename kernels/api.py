@@ -134,13 +134,13 @@ def _derived(
     shape: torch.Size,
     time_dim: int,
 ) -> Tensor:
-    """The next values of masked or packed data, from the values: a pass of its own in front of the kernel."""
+    """The next values of masked data, from the values: a pass of its own in front of the kernel."""
     valid, skip, cu_seqlens = ragged
     counts = counted(valid, skip)
     value = value.expand(shape)
     if cu_seqlens is None:
         return derived_next_value(value, bootstrap_value, counts, time_dim, recurrence)
-    return packed.derived_next_value(value, bootstrap_value, cu_seqlens, counts, recurrence)
+    return packed.derived_next_value(value, bootstrap_value, cu_seqlens, time_dim, counts, recurrence)
 
 
 def linear_recurrence(
@@ -272,7 +272,8 @@ def gae(
         moments: also return count, mean and M2 of the advantages that count, from the same pass (:func:`merge_moments`,
             :func:`standardise`). They have no gradient.
 
-    Deriving next values of masked or packed data takes a pass of its own over the values, in front of the kernel.
+    Next values are derived in the kernel unless there are masks. The value of the next step that counts is then a recurrence
+    of its own (a hole of invalid steps may be followed by valid ones), which takes a pass over the values in front of it.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.
@@ -307,7 +308,7 @@ def gae(
         sequences = shape[:time_dim] if cu_seqlens is None else torch.Size([cu_seqlens.shape[0] - 1])
         lanes = sequences + shape[len(shape) + time_dim + 1 :]
         bootstrap_value = _bootstrap(bootstrap_value, next_value, value, lanes, dtype)
-        if bootstrap_value is not None and ragged:
+        if bootstrap_value is not None and (valid is not None or skip is not None):
             next_value = _derived(value, bootstrap_value, ragged, shape, time_dim)
             bootstrap_value = None
     discounts = _discount("gamma", gamma, value, shape, dtype), _discount("lmbda", lmbda, value, shape, dtype)

@@ -24,7 +24,8 @@ class Recurrence(NamedTuple):
     ``inputs``: each with its tap: 0 reads the step itself, +1 the following and -1 the preceding one. ``masks``: where the
     masks stand among them (:mod:`.device.masks`). ``per_lane``: which of them have one number a lane. ``moments``: whether
     those of the first output are wanted. ``cu_seqlens``: offsets of packed sequences, of which the flags ``ended`` know the
-    ends; what stands behind such a flag and is absent is the same flag without them.
+    ends; what stands behind such a flag and is absent is the same flag without them. ``per_sequence``: which inputs have a
+    number for each sequence, in the place of time; behind them stands whether one ends.
     """
 
     coefficients: Any
@@ -37,6 +38,7 @@ class Recurrence(NamedTuple):
     moments: bool = False
     cu_seqlens: Tensor | None = None
     ended: tuple[int, ...] = ()
+    per_sequence: tuple[int, ...] = ()
 
 
 def _here(*tensors: Tensor | None) -> tuple[Taken, ...]:
@@ -123,11 +125,14 @@ def gae_extended(
     if next_value is not None:
         plain = gae(reward, value, next_value, done, terminated, gamma, lmbda, time_dim, valid, skip, cu_seqlens)
         return plain._replace(moments=moments)
-    assert bootstrap_value is not None and valid is None and skip is None and cu_seqlens is None
+    assert bootstrap_value is not None and valid is None and skip is None
     inputs = _here(reward, value) + _tapped(1, value) + _here(done, terminated, gamma, lmbda)
+    stages = gae_stages.gae_derived_coefficients, gae_stages.gae_finish
+    if cu_seqlens is not None:
+        inputs += _here(bootstrap_value, None)
+        return _packed(Recurrence(*stages, True, inputs, per_sequence=(7,), moments=moments), cu_seqlens, 3)
     if bootstrap_value.dim():
         bootstrap_value = bootstrap_value.unsqueeze(time_dim)
-    stages = gae_stages.gae_derived_coefficients, gae_stages.gae_finish
     return Recurrence(*stages, True, inputs + _here(bootstrap_value), per_lane=(7,), moments=moments)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import families
 from .device.lanes import lanes as lanes_kernel
-from .device.memory import ABSENT, AS_READ, ENDED, LANES, NUMBER, STEPS, UNIFORM
+from .device.memory import ABSENT, AS_READ, ENDED, ENDS, LANES, NUMBER, SEQUENCES, STEPS, UNIFORM
 from .device.rows import rows as rows_kernel
 from .device.split import split as split_kernel
 from .dtypes import accumulate_dtype, moments_dtype
@@ -29,9 +29,9 @@ from .plan import Plan, ceil_div, choose_plan
 from .specs import ALL_SPECS, allocate, step_results
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
-_ENDED, _AS_READ = ENDED.value, AS_READ.value
+_ENDED, _AS_READ, _ENDS, _SEQUENCES = (kind.value for kind in (ENDED, AS_READ, ENDS, SEQUENCES))
 _STEPPED = (_STEPS, _ENDED)
-_STRIDED = (*_STEPPED, _LANES)
+_STRIDED = (*_STEPPED, _LANES, _SEQUENCES)
 # The ops whose masks the kernels take themselves (:mod:`.compose`).
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
 # The ops whose kernels find the ends of packed sequences themselves.
@@ -73,6 +73,9 @@ def _kinds(recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc:
         kinds[i] = _ENDED
         if kinds[i + 1] == _ABSENT:  # terminated, which means "as done was given"
             kinds[i + 1] = _AS_READ
+    for i in recurrence.per_sequence:
+        kinds[i] = _SEQUENCES if kinds[i] == _STEPS else kinds[i]
+        kinds[i + 1] = _ENDS
     return tuple(kinds)
 
 
@@ -90,7 +93,7 @@ def _prepare(
     """
     shape = outputs[0].shape
     acc = accumulate_dtype(outputs[0].dtype)
-    strides = [None if x is None else expanded_strides(shape, x.shape, x.stride()) for x, _ in recurrence.inputs]
+    strides = _strides(recurrence, shape, time_dim)
     kinds = _kinds(recurrence, strides, acc)
     stepped = [own for own, kind in zip(strides, kinds, strict=True) if kind in _STRIDED and own is not None]
     written = [expanded_strides(shape, x.shape, x.stride()) for x in outputs]
@@ -100,7 +103,9 @@ def _prepare(
     sizes, merged = merge_lanes(shape, time_dim, full, reference=len(stepped))
     moved = [x for (x, _), kind in zip(recurrence.inputs, kinds, strict=True) if kind in _STRIDED and x is not None]
     widest = max(x.element_size() for x in [*moved, *outputs])
-    untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
+    untapped = [
+        s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0
+    ]  # what is read in order
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
     streams = (
         sum(kind in _STEPPED for kind in kinds) + len(outputs) + (2 if recurrence.moments else 0)
@@ -124,8 +129,24 @@ def _prepare(
     return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants, considered)
 
 
-def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int]:
-    return [tap for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True) if kind in _STRIDED]
+def _strides(recurrence: Recurrence, shape: torch.Size, time_dim: int) -> list[tuple[int, ...] | None]:
+    """The strides of every input, broadcast; in the place of time, of what there is for each sequence, from one to the next."""
+    strides: list[tuple[int, ...] | None] = []
+    for i, (x, _) in enumerate(recurrence.inputs):
+        full = list(shape)
+        if i in recurrence.per_sequence and recurrence.cu_seqlens is not None:
+            full[time_dim] = recurrence.cu_seqlens.shape[0] - 1
+        strides.append(None if x is None else expanded_strides(full, x.shape, x.stride()))
+    return strides
+
+
+def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int | None]:
+    """The taps of what has strides; none for what is not read in the order of steps."""
+    return [
+        None if kind == _SEQUENCES else tap
+        for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True)
+        if kind in _STRIDED
+    ]
 
 
 def _carry_strides(carry: Tensor, shape: torch.Size, time_dim: int) -> tuple[int, ...]:
@@ -274,7 +295,21 @@ def one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrenc
     # One step of `like` would leave gaps in the carry, which then does not merge: a dense one in the same order.
     step = like.select(time_dim, 0)
     carry = copied(recurrence.carry, step)
-    return recurrence._replace(inputs=tuple((copied(x), tap) for x, tap in recurrence.inputs), carry=carry)
+    inputs = [(copied(x), tap) for i, (x, tap) in enumerate(recurrence.inputs) if i not in recurrence.per_sequence]
+    for i in recurrence.per_sequence:
+        inputs.insert(i, (_steps_of_sequences(recurrence, i, step, time_dim), 0))
+    return recurrence._replace(inputs=tuple(inputs), carry=carry)
+
+
+def _steps_of_sequences(recurrence: Recurrence, i: int, step: Tensor, time_dim: int) -> Tensor | None:
+    """What the ``i``-th input has for each sequence, one behind the other in the memory order of ``step``."""
+    x, offsets = recurrence.inputs[i][0], recurrence.cu_seqlens
+    if x is None or offsets is None or x.numel() == 1:
+        return x
+    shape, strides = [offsets.shape[0] - 1, *step.shape], step.stride()
+    order = sorted(range(step.dim()), key=lambda d: -strides[d])
+    dense = torch.empty_permuted(shape, [0, *(d + 1 for d in order)], dtype=x.dtype, device=x.device)
+    return dense.movedim(0, time_dim).copy_(x)
 
 
 def _run(op: str, *args: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .dtypes import accumulate_dtype
 from .masked import Recurrence
 from .specs import ALL_SPECS, argument_names, by_name, full_shape
-from .textbook import next_step
+from .textbook import next_step, previous_step
 
 
 def check_offsets(cu_seqlens: Tensor, shape: torch.Size, time_dim: int, device: torch.device) -> None:
@@ -75,29 +75,61 @@ def is_packed(op: str, args: Sequence[Any]) -> bool:
 
 
 def folded(op: str, args: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments that give the same results without ``cu_seqlens``: with the ends in ``done``, but not in ``terminated``."""
+    """The arguments that give the same results without ``cu_seqlens``: with the ends in ``done``, but not in ``terminated``.
+
+    A next value that was to be derived is given.
+    """
     if not is_packed(op, args):
         return tuple(args)
     named = by_name(op, args)
     done, cu_seqlens, time_dim = named["done"], named.pop("cu_seqlens"), named["time_dim"]
+    shape = full_shape([args[i] for i in ALL_SPECS[op].shaped_by if args[i] is not None])
     if "terminated" in named and named["terminated"] is None:
         named["terminated"] = done
-    shape = full_shape([args[i] for i in ALL_SPECS[op].shaped_by if args[i] is not None])
     named["done"] = ended(done, cu_seqlens, shape[time_dim], time_dim)
+    if named.get("bootstrap_value") is not None:
+        value, bootstrap_value = named["value"].expand(shape), named["bootstrap_value"]
+        named["next_value"] = derived_next_value(value, bootstrap_value, cu_seqlens, time_dim)
+        named["bootstrap_value"] = None
     return tuple(named.values())
 
 
 def derived_next_value(
-    value: Tensor, bootstrap_value: Tensor, cu_seqlens: Tensor, counts: Tensor | None, recurrence: Recurrence
+    value: Tensor,
+    bootstrap_value: Tensor,
+    cu_seqlens: Tensor,
+    time_dim: int,
+    counts: Tensor | None = None,
+    recurrence: Recurrence | None = None,
 ) -> Tensor:
-    """:func:`.masked.derived_next_value` within each sequence; ``bootstrap_value`` is ``[n, *F]``, one for each."""
-    total, time_dim = value.shape[0], -value.dim()
+    """:func:`.masked.derived_next_value` within each sequence.
+
+    ``bootstrap_value`` has one step for each sequence, in the place of time. ``recurrence`` is needed where ``counts`` is.
+    """
+    total = value.shape[time_dim]
     at_end = ends(cu_seqlens, total, time_dim)
-    each = bootstrap_value.to(value.dtype).expand(cu_seqlens.shape[0] - 1, *value.shape[1:])
-    room = value.new_zeros((total + 1, *value.shape[1:]))
-    bootstrap = room.index_copy(0, _last_steps(cu_seqlens, total), each)[:total]
+    each = bootstrap_value.to(value.dtype).expand(_with_steps(value, cu_seqlens.shape[0] - 1, time_dim))
+    room = value.new_zeros(_with_steps(value, total + 1, time_dim))
+    bootstrap = room.index_copy(time_dim, _last_steps(cu_seqlens, total), each).narrow(time_dim, 0, total)
     ahead = value
-    if counts is not None:
+    if counts is not None and recurrence is not None:
         keeps = torch.where(counts | at_end, 0.0, 1.0).to(accumulate_dtype(value.dtype)).expand(value.shape)
         ahead = recurrence(keeps, torch.where(counts, value, bootstrap), None, time_dim, True).to(value.dtype)
     return torch.where(at_end, bootstrap, next_step(ahead, None, time_dim))
+
+
+def derived_next_value_backward(grad_next_value: Tensor, cu_seqlens: Tensor, time_dim: int) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to value and bootstrap value, where every step counts."""
+    total = grad_next_value.shape[time_dim]
+    at_end = ends(cu_seqlens, total, time_dim)
+    grad_value = previous_step(torch.where(at_end, 0.0, grad_next_value), None, time_dim)
+    behind = grad_next_value.new_zeros(_with_steps(grad_next_value, 1, time_dim))  # where empty sequences "end"
+    with_behind = torch.cat([grad_next_value, behind], time_dim)
+    return grad_value, with_behind.index_select(time_dim, _last_steps(cu_seqlens, total))
+
+
+def _with_steps(x: Tensor, steps: int, time_dim: int) -> list[int]:
+    """The shape of ``x`` with another number of steps."""
+    shape = list(x.shape)
+    shape[time_dim] = steps
+    return shape

@@ -38,10 +38,11 @@ QUICK = (
     "gae/split-lanes/",
     "gae+masks/tiles/",
     "gae_extended+derived/rows/",
-    "gae+packed/split-rows/",
+    "gae_extended+derived+packed/split-rows/",
     "vtrace_backward/lanes/",
 )
 MASKS = ("valid", "skip")
+SEQUENCES = 1000
 
 
 class Launch(NamedTuple):
@@ -74,7 +75,7 @@ def variants_of(op: str) -> tuple[str, ...]:
     """What a kernel of ``op`` can be asked for."""
     spec = ALL_SPECS[op]
     if spec.moments:
-        return "moments", "derived", "moments+masks"
+        return "moments", "derived", "moments+masks", "derived+packed"
     plain = ("", "discounts") if spec.discount_outputs else ("",)
     more = ("masks", "packed") if spec.optional else ()
     return plain + tuple("+".join(filter(None, (x, y))) for x in plain for y in more)
@@ -108,13 +109,17 @@ def named_arguments(launch: Launch) -> dict[str, Any]:
     given |= {"with_discounts": "discounts" in launch.asked, "bootstrap_value": None}
     given |= dict.fromkeys(("gamma", "lmbda", "rho_thresh", "c_thresh"), number) | dict.fromkeys((*MASKS, "cu_seqlens"))
     if derived:
-        without_time = [n for d, n in enumerate(shape) if d != len(shape) + layout.time_dim]
-        given |= {"next_value": None, "bootstrap_value": torch.empty(without_time, dtype=dtype)}
+        bootstrap_shape = list(shape)
+        if "packed" in launch.asked:
+            bootstrap_shape[layout.time_dim] = SEQUENCES
+        else:
+            del bootstrap_shape[layout.time_dim]
+        given |= {"next_value": None, "bootstrap_value": torch.empty(bootstrap_shape, dtype=dtype)}
     if masked:
         mask_names = MASKS[:1] if "discounts" in launch.asked else MASKS
         given |= {name: torch.empty(flag_shape, dtype=torch.bool) for name in mask_names}
     if "packed" in launch.asked:
-        given["cu_seqlens"] = torch.empty(1001, dtype=torch.int32)
+        given["cu_seqlens"] = torch.empty(SEQUENCES + 1, dtype=torch.int32)
     arguments = {}
     for name in argument_names(launch.op):
         if name in given:

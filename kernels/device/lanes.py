@@ -96,7 +96,7 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
             is_last = t == steps - 1
             x = xs[k]
             if packed is not None:
-                x = with_ends(x, packed, low, size, t, KINDS, TAPS, ACC)
+                x = with_ends(x, inputs, strides, packed, low, size, outer, inner, t, mask, KINDS, TAPS, UNITS, ACC)
             a, b = masked_coefficients(x, is_last, COEFFICIENTS, KINDS, MASKS)
             entering = state
             state = apply(a, b, entering)

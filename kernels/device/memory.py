@@ -7,6 +7,8 @@
 - ``LANES``: a pointer to one element for each lane, the same at all steps, read once by each program.
 - ``ENDED``: a flag of kind ``STEPS`` that is also true where a packed sequence ends (:mod:`.packed`).
 - ``AS_READ``: nothing of its own in memory: the flag in front of it, which is ``ENDED``, without the ends.
+- ``ENDS``: nothing in memory either: whether a packed sequence ends at the step.
+- ``SEQUENCES``: a pointer to one element for each lane of each packed sequence, read where that ends, 0 elsewhere.
 
 Lanes (everything that is not time) are numbered ``lane = outer * inner_size + inner``; strides come as
 ``(outer, time, inner)``. A *tap* of +1 or -1 reads the following or the preceding step instead, zero beyond the ends.
@@ -24,6 +26,8 @@ STEPS = tl.constexpr(3)
 LANES = tl.constexpr(4)
 ENDED = tl.constexpr(5)
 AS_READ = tl.constexpr(6)
+ENDS = tl.constexpr(7)
+SEQUENCES = tl.constexpr(8)
 
 
 @triton.constexpr_function

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .memory import AS_READ, ENDED, raised
+from .memory import AS_READ, ENDED, ENDS, SEQUENCES, lane_offset, raised, time_offset
 from .scan import either
 
 
@@ -41,50 +41,60 @@ def span(packed, first, last):
 
 
 @triton.jit
-def closing_offset(packed, low, size, t):
-    """The place of the first offset greater than ``t``, between ``low`` and ``low + size``."""
+def closing(packed, low, size, t):
+    """What is known of step ``t``: the place of the offset that closes it, and whether it is the one that a sequence ends at.
+
+    That is among the ``size`` offsets behind the one at ``low``. Beyond the data no sequence ends.
+    """
     place = tl.zeros_like(t) + low
     while size > 0:
         half = (size + 1) >> 1
         place = advanced(packed[0], place, half, t)
         size = size >> 1
-    return place
-
-
-@triton.jit
-def is_end(packed, place, t):
-    """Whether a sequence ends at step ``t``, which the offset at ``place`` closes. Beyond the data none does."""
     end = tl.load(packed[0] + tl.minimum(place, packed[1] - 1))
-    return (end == t + 1) & (t >= 0)
+    return place, (end == t + 1) & (t >= 0)
 
 
 @triton.jit
-def ends_of_tile(packed, first, vector, vectors, KINDS: tl.constexpr, TAPS: tl.constexpr, REVERSE: tl.constexpr,
-                 V: tl.constexpr, Q: tl.constexpr):  # fmt: skip
-    """For each step of a vector, and as far beside it as taps go, whether a sequence ends there: ``[1, Q]`` each.
+def closing_of_tile(packed, first, vector, vectors, KINDS: tl.constexpr, TAPS: tl.constexpr, REVERSE: tl.constexpr,
+                    V: tl.constexpr, Q: tl.constexpr):  # fmt: skip
+    """:func:`closing` for each step of a vector, and as far beside it as taps go: ``[1, Q]`` each.
 
     The tile is the ``Q`` vectors that are processed from the ``first``-th on.
     """
     lowest = vectors - first - Q if REVERSE else first
     low, size = span(packed, lowest * V - 1, (lowest + Q) * V)
-    ends = ()
+    known = ()
     for j in tl.static_range(-reach(KINDS, TAPS, -1), V + reach(KINDS, TAPS, 1)):
-        t = vector[None, :] * V + j
-        ends = ends + (is_end(packed, closing_offset(packed, low, size, t), t),)
-    return ends
+        known = known + (closing(packed, low, size, vector[None, :] * V + j),)
+    return known
 
 
 @triton.jit
-def with_ends(x, packed, low, size, t, KINDS: tl.constexpr, TAPS: tl.constexpr, ACC: tl.constexpr):
+def of_sequence(inputs, strides, UNITS: tl.constexpr, n: tl.constexpr, outer, inner, known, mask, ACC: tl.constexpr):
+    """The number of the sequence that ends at a step, where one does: the offset that closes it stands one place behind."""
+    x = inputs[n] + lane_offset(strides, UNITS, n, outer, inner) + time_offset(strides, UNITS, n, known[0] - 1)
+    return raised(tl.load(x, mask & known[1], other=0), inputs[n].dtype.element_ty, ACC)
+
+
+@triton.jit
+def with_ends(x, inputs, strides, packed, low, size, outer, inner, t, mask, KINDS: tl.constexpr, TAPS: tl.constexpr,
+              UNITS: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     """The inputs of step ``t``, of which the flags that know of ends are still as they lie in memory, with their ends."""
+    here = closing(packed, low, size, t)
     ended = ()
     for n in tl.static_range(len(KINDS)):
         if KINDS[n] == ENDED:
-            s = t + TAPS[n]
-            at_end = is_end(packed, closing_offset(packed, low, size, s), s)
-            ended = ended + (either(raised(x[n], tl.int1, ACC), at_end),)
+            known = here
+            if TAPS[n] != 0:
+                known = closing(packed, low, size, t + TAPS[n])
+            ended = ended + (either(raised(x[n], tl.int1, ACC), known[1]),)
         elif KINDS[n] == AS_READ:
             ended = ended + (raised(x[n - 1], tl.int1, ACC),)
+        elif KINDS[n] == ENDS:
+            ended = ended + (here[1],)
+        elif KINDS[n] == SEQUENCES:
+            ended = ended + (of_sequence(inputs, strides, UNITS, n, outer, inner, here, mask, ACC),)
         else:
             ended = ended + (x[n],)
     return ended

@@ -17,6 +17,8 @@ from .masks import counts, masked_coefficients, masked_finish
 from .memory import (
     AS_READ,
     ENDED,
+    ENDS,
+    SEQUENCES,
     as_bytes,
     is_stepped,
     lane_offset,
@@ -27,7 +29,7 @@ from .memory import (
     widened,
 )
 from .moments import add_moments, store_moments
-from .packed import ends_of_tile, reach
+from .packed import closing_of_tile, of_sequence, reach
 from .scan import apply, combine, combine_both, either, join_vector, split_vector
 
 
@@ -96,9 +98,8 @@ def fetch_vectors(inputs, strides, KINDS: tl.constexpr, TAPS: tl.constexpr, UNIT
 
 
 @triton.jit
-def open_vectors(fetched, ends, inputs, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, V: tl.constexpr,
-                 STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """For each of the ``V`` steps of a vector, a tuple with the value of every input, from :func:`fetch_vectors`."""
+def split_vectors(fetched, inputs, KINDS: tl.constexpr, V: tl.constexpr, STACKED: tl.constexpr, ACC: tl.constexpr):
+    """For each input that is read step by step, its value at each of the ``V`` steps, from :func:`fetch_vectors`."""
     split = ()
     for n in tl.static_range(len(KINDS)):
         if is_stepped(KINDS[n]):
@@ -111,31 +112,41 @@ def open_vectors(fetched, ends, inputs, uniforms, KINDS: tl.constexpr, TAPS: tl.
             split = split + (pieces,)
         else:
             split = split + (0,)
+    return split
+
+
+@triton.jit
+def open_tile(fetched, packed, inputs, strides, uniforms, outer, inner, first, vector, vectors, mask, KINDS: tl.constexpr,
+              TAPS: tl.constexpr, UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, Q: tl.constexpr,
+              STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """For each of the ``V`` steps of a vector, a tuple with the value of every input, from :func:`fetch_vectors`.
+
+    The tile is processed from the ``first``-th vector on.
+    """
+    known = ()
+    if packed is not None:
+        known = closing_of_tile(packed, first, vector, vectors, KINDS, TAPS, REVERSE, V, Q)
+    split = split_vectors(fetched, inputs, KINDS, V, STACKED, ACC)
+    before: tl.constexpr = reach(KINDS, TAPS, -1)
     by_step = ()
     for j in tl.static_range(V):
         one = ()
         for n in tl.static_range(len(KINDS)):
             if KINDS[n] == ENDED:
-                one = one + (either(split[n][j], ends[j + TAPS[n] + reach(KINDS, TAPS, -1)]),)
+                one = one + (either(split[n][j], known[before + j + TAPS[n]][1]),)
             elif is_stepped(KINDS[n]):
                 one = one + (split[n][j],)
             elif KINDS[n] == AS_READ:
                 one = one + (split[n - 1][j],)
+            elif KINDS[n] == ENDS:
+                one = one + (known[before + j][1],)
+            elif KINDS[n] == SEQUENCES:
+                x = of_sequence(inputs, strides, UNITS, n, outer[:, None], inner[:, None], known[before + j], mask, ACC)
+                one = one + (x,)
             else:
                 one = one + (uniforms[n],)
         by_step = by_step + (one,)
     return by_step
-
-
-@triton.jit
-def open_tile(fetched, packed, inputs, uniforms, first, vector, vectors, KINDS: tl.constexpr, TAPS: tl.constexpr,
-              REVERSE: tl.constexpr, V: tl.constexpr, Q: tl.constexpr, STACKED: tl.constexpr,
-              ACC: tl.constexpr):  # fmt: skip
-    """:func:`open_vectors` for the tile that is processed from the ``first``-th vector on."""
-    ends = ()
-    if packed is not None:
-        ends = ends_of_tile(packed, first, vector, vectors, KINDS, TAPS, REVERSE, V, Q)
-    return open_vectors(fetched, ends, inputs, uniforms, KINDS, TAPS, V, STACKED, ACC)
 
 
 @triton.jit
@@ -236,12 +247,16 @@ def vectors_at(first, vectors, in_range, REVERSE: tl.constexpr, Q: tl.constexpr,
 
 
 @triton.jit
-def run_tile(fetched, carry, moments, inputs, packed, uniforms, outputs, out_strides, outer, inner, first, vector,
-             vectors, mask, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-             MASKS: tl.constexpr, OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-             Q: tl.constexpr, STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def run_tile(fetched, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
+             vector, vectors, mask, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr,
+             TAPS: tl.constexpr, MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+             REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, STACKED: tl.constexpr,
+             ACC: tl.constexpr):  # fmt: skip
     """Compute a tile from what was fetched, write it, and return the state that leaves it and the moments so far."""
-    xs = open_tile(fetched, packed, inputs, uniforms, first, vector, vectors, KINDS, TAPS, REVERSE, V, Q, STACKED, ACC)
+    xs = open_tile(
+        fetched, packed, inputs, strides, uniforms, outer, inner, first, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
+        V, Q, STACKED, ACC,
+    )  # fmt: skip
     steps = vectors * V
     maps, a, b, a_before, b_before = compose_tile(xs, vector, steps, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q)
     entering = apply(a_before, b_before, carry)
@@ -298,13 +313,13 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed,
             else:
                 tile = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, steps, mask, V, STACKED)
             carry, moments = run_tile(
-                tile, carry, moments, inputs, packed, uniforms, outputs, out_strides, outer, inner, first, vector, vectors,
-                mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+                tile, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first, vector,
+                vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
             )  # fmt: skip
     else:
         carry, moments = run_tile(
-            fetched, carry, moments, inputs, packed, uniforms, outputs, out_strides, outer, inner, 0, vector, vectors,
-            mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+            fetched, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, 0, vector,
+            vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
         )  # fmt: skip
     if partials is not None:
         store_moments(partials, tl.program_id(0), moments[0], moments[1], moments[2])

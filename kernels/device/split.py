@@ -144,8 +144,9 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
     uniforms = load_lanes(inputs, strides, uniforms, KINDS, UNITS, outer[:, None], inner[:, None], in_range, ACC)
     fetched = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, STACKED)
     xs = open_tile(
-        fetched, packed, inputs, uniforms, tile * Q, vector, vectors, KINDS, TAPS, REVERSE, V, Q, STACKED, ACC
-    )
+        fetched, packed, inputs, strides, uniforms, outer, inner, tile * Q, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
+        V, Q, STACKED, ACC,
+    )  # fmt: skip
     maps, a, b, a_before, b_before = compose_tile(
         xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
     )

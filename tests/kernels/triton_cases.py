@@ -23,7 +23,7 @@ from tritonrl.kernels.backend import interpreting
 from tritonrl.kernels.geometry import Lanes
 from tritonrl.kernels.plan import Plan, ceil_div
 
-from . import oracle
+from . import oracle, ragged_oracle
 from .arguments import (
     DATA,
     Args,
@@ -350,6 +350,59 @@ def test_tiles_that_look_back_end_where_packed_sequences_do(op: str, force: Forc
     args = convert(draw(op, (12, 4), 0, ends=0.1, discounts="step"), torch.float32)
     args.pop("terminated")
     check_packed(op, {n: one_flag(0, x) if isinstance(x, Tensor) else x for n, x in args.items()}, torch.int32)
+
+
+def derived_alone(args: Args, value: Tensor, bootstrap_value: Tensor) -> list[Tensor]:
+    """Results of the oracle for each sequence with a bootstrap value of its own, one behind the other."""
+    found = []
+    for i, (first, behind) in enumerate(itertools.pairwise(OFFSETS.tolist())):
+        if first < behind:
+            one = {n: x[first:behind] if isinstance(x, Tensor) else x for n, x in (args | {"value": value}).items()}
+            found.append(ragged_oracle.compute("gae", one | {"bootstrap_value": bootstrap_value[i]}, 0))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("features", "plan"),
+    [
+        ((), {"strategy": "rows", "lanes": 1, "vector": 2, "vectors": 2}),
+        ((3,), {"strategy": "lanes", "lanes": 2, "unroll": 3}),
+        ((4,), {"strategy": "split", "lanes": 2, "vector": 2, "vectors": 2, "width": 2, "stacked": True}),
+    ],
+)
+def test_next_values_of_packed_sequences_are_derived_in_the_kernel(
+    features: tuple[int, ...], plan: dict[str, Any], force: Force
+) -> None:
+    """A sequence without steps has a bootstrap value that nobody reads."""
+    force(**plan)
+    args = convert(draw("gae", (12, *features), 0, ends=0.2), torch.float32) | {"next_value": None}
+    if features:
+        del args["terminated"]
+    empty = (OFFSETS[1:] == OFFSETS[:-1]).view(-1, *(1 for _ in features))
+    drawn = torch.randn(6, *features, generator=torch.Generator().manual_seed(3))
+    leaves = [x.requires_grad_() for x in (args.pop("value"), drawn.masked_fill(empty, math.nan))]
+    given = to_device(args) | {"cu_seqlens": OFFSETS.to(DEVICE, torch.int32)}
+    value, bootstrap_value = (x.to(DEVICE) for x in leaves)
+    results = run("gae", given | {"value": value, "bootstrap_value": bootstrap_value}, 0)
+    expected = derived_alone(args, *leaves)
+    upstream = upstream_for("gae", args | {"value": leaves[0], "next_value": args["reward"]})
+    for actual, wanted in zip(results, expected, strict=True):
+        assert_close(actual, wanted.detach())
+    found = torch.autograd.grad(results, leaves, [g.to(y) for g, y in zip(upstream, results, strict=True)])
+    for x, y in zip(found, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        assert_close(x, y.double(), "", 1e-5)
+
+
+def test_bootstrap_values_in_a_layout_of_their_own_are_copied_with_the_data() -> None:
+    shape = (12, 2, 2, 2)
+    args = convert(draw("gae", shape, 0), torch.float32)
+    args |= {"next_value": None, "bootstrap_value": torch.randn(6, *shape[1:])}
+    args = {n: scattered(i, x) if isinstance(x, Tensor) else x for i, (n, x) in enumerate(args.items())}
+    args |= {"cu_seqlens": OFFSETS}
+    with kernels.use_backend("torch"):
+        expected = run("gae", args, 0)
+    for actual, wanted in zip(run("gae", to_device(args), 0), expected, strict=True):
+        assert_close(actual, wanted.double())
 
 
 def test_a_nan_that_nothing_hides_is_shown(force: Force) -> None:
