@@ -51,17 +51,12 @@ def _check_values(cu_seqlens: Tensor, total: int) -> None:
         raise ValueError(f"cu_seqlens must go from 0 to {total} and never decrease, got {shown}")
 
 
-def _last_steps(cu_seqlens: Tensor, total: int) -> Tensor:
-    """Where each sequence ends; an empty one "ends" one behind the data, in a place that is cut off again."""
-    ends = cu_seqlens[1:]
-    return torch.where(ends > cu_seqlens[:-1], ends - 1, total).long()
-
-
 def ends(cu_seqlens: Tensor, total: int, time_dim: int) -> Tensor:
     """A flag ``[total, 1, ...]`` at the last step of every sequence, of as many dimensions as there are from time on."""
+    # In front of every offset: an empty sequence repeats one, or marks a place in front of the data, which is cut off.
     flags = torch.zeros(total + 1, dtype=torch.bool, device=cu_seqlens.device)
-    at_ends = flags.index_fill(0, _last_steps(cu_seqlens, total), True)
-    return at_ends[:total].view([total] + [1] * (-time_dim - 1))
+    in_front = flags.index_fill(0, cu_seqlens[1:].long(), True)[1:]
+    return in_front.view([total] + [1] * (-time_dim - 1))
 
 
 def ended(done: Tensor, cu_seqlens: Tensor | None, total: int, time_dim: int) -> Tensor:
@@ -106,26 +101,37 @@ def derived_next_value(
 
     ``bootstrap_value`` has one step for each sequence, in the place of time. ``recurrence`` is needed where ``counts`` is.
     """
-    total = value.shape[time_dim]
-    at_end = ends(cu_seqlens, total, time_dim)
     each = bootstrap_value.to(value.dtype).expand(_with_steps(value, cu_seqlens.shape[0] - 1, time_dim))
-    room = value.new_zeros(_with_steps(value, total + 1, time_dim))
-    bootstrap = room.index_copy(time_dim, _last_steps(cu_seqlens, total), each).narrow(time_dim, 0, total)
-    ahead = value
     if counts is not None and recurrence is not None:
-        keeps = torch.where(counts | at_end, 0.0, 1.0).to(accumulate_dtype(value.dtype)).expand(value.shape)
-        ahead = recurrence(keeps, torch.where(counts, value, bootstrap), None, time_dim, True).to(value.dtype)
-    return torch.where(at_end, bootstrap, next_step(ahead, None, time_dim))
+        bootstrap = _at_last_steps(torch.zeros_like(value), each, cu_seqlens, time_dim)
+        stays = counts | ends(cu_seqlens, value.shape[time_dim], time_dim)
+        keeps = torch.where(stays, 0.0, 1.0).to(accumulate_dtype(value.dtype)).expand(value.shape)
+        value = recurrence(keeps, torch.where(counts, value, bootstrap), None, time_dim, True).to(value.dtype)
+    return _at_last_steps(next_step(value, None, time_dim), each, cu_seqlens, time_dim)
 
 
 def derived_next_value_backward(grad_next_value: Tensor, cu_seqlens: Tensor, time_dim: int) -> tuple[Tensor, Tensor]:
     """Gradients with respect to value and bootstrap value, where every step counts."""
     total = grad_next_value.shape[time_dim]
-    at_end = ends(cu_seqlens, total, time_dim)
-    grad_value = previous_step(torch.where(at_end, 0.0, grad_next_value), None, time_dim)
-    behind = grad_next_value.new_zeros(_with_steps(grad_next_value, 1, time_dim))  # where empty sequences "end"
-    with_behind = torch.cat([grad_next_value, behind], time_dim)
-    return grad_value, with_behind.index_select(time_dim, _last_steps(cu_seqlens, total))
+    if not total:
+        return grad_next_value, grad_next_value.new_zeros(
+            _with_steps(grad_next_value, cu_seqlens.shape[0] - 1, time_dim)
+        )
+    starts = cu_seqlens[:-1]
+    starts = torch.where(starts < total, starts, 0).long()  # at the first step nothing arrives anyway
+    grad_value = previous_step(grad_next_value, None, time_dim).index_fill_(time_dim, starts, 0.0)
+    last = grad_next_value.index_select(time_dim, (cu_seqlens[1:] - 1).clamp_min(0).long())
+    is_empty = (cu_seqlens[1:] == cu_seqlens[:-1]).view([-1] + [1] * (-time_dim - 1))
+    return grad_value, torch.where(is_empty, 0.0, last)
+
+
+def _at_last_steps(x: Tensor, each: Tensor, cu_seqlens: Tensor, time_dim: int) -> Tensor:
+    """``x``, but at the last step of every sequence what there is for ``each``."""
+    total, first, behind = x.shape[time_dim], cu_seqlens[:-1], cu_seqlens[1:]
+    # An empty sequence "ends" one behind the data, in a place that is cut off again.
+    places = torch.where(behind > first, behind - 1, total).long()
+    room = torch.cat([x, x.new_zeros(_with_steps(x, 1, time_dim))], time_dim)
+    return room.index_copy(time_dim, places, each).narrow(time_dim, 0, total)
 
 
 def _with_steps(x: Tensor, steps: int, time_dim: int) -> list[int]:
