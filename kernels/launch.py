@@ -103,9 +103,7 @@ def _prepare(
     sizes, merged = merge_lanes(shape, time_dim, full, reference=len(stepped))
     moved = [x for (x, _), kind in zip(recurrence.inputs, kinds, strict=True) if kind in _STRIDED and x is not None]
     widest = max(x.element_size() for x in [*moved, *outputs])
-    untapped = [
-        s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0
-    ]  # what is read in order
+    untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
     streams = (
         sum(kind in _STEPPED for kind in kinds) + len(outputs) + (2 if recurrence.moments else 0)

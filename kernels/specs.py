@@ -45,8 +45,8 @@ class OpSpec(NamedTuple):
         return arguments + "".join(f", Tensor? {name}=None" for name in self.optional) + ")" + results
 
 
-_VALID = ("valid", "cu_seqlens")
-_BOTH = ("valid", "skip", "cu_seqlens")
+_WITH_VALID = ("valid", "cu_seqlens")
+_WITH_BOTH = ("valid", "skip", "cu_seqlens")
 
 
 SPECS: dict[str, OpSpec] = {
@@ -60,7 +60,7 @@ SPECS: dict[str, OpSpec] = {
         "(Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim) -> (Tensor, Tensor)",
         *((0, 1, 2), 1, 2),
-        optional=_BOTH,
+        optional=_WITH_BOTH,
     ),
     # Without next_value it comes from bootstrap_value and the values themselves, and then there are no masks.
     "gae_backward": OpSpec(
@@ -68,34 +68,34 @@ SPECS: dict[str, OpSpec] = {
         " Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         *((3,), 3, 3, 2),
-        optional=_BOTH,
+        optional=_WITH_BOTH,
     ),
     "td_lambda_return": OpSpec(
         "(Tensor reward, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim)"
         " -> Tensor",
         *((0, 1), 0, 1),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "td_lambda_return_backward": OpSpec(
         "(Tensor grad, Tensor next_value, Tensor returns, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim, bool with_discounts) -> (Tensor, Tensor, Tensor, Tensor)",
         *((2,), 2, 2, 2),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "reward_to_go": OpSpec(
-        "(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1, optional=_VALID
+        "(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1, optional=_WITH_VALID
     ),
     "reward_to_go_backward": OpSpec(
         "(Tensor grad, Tensor returns, Tensor done, Tensor gamma, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor)",
         *((1,), 1, 1, 1),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "vtrace": OpSpec(
         "(Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated,"
         " Tensor gamma, Tensor rho_thresh, Tensor c_thresh, int time_dim) -> (Tensor, Tensor)",
         *((0, 1, 2, 3, 4), 3, 2),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "vtrace_backward": OpSpec(
         "(Tensor? grad_advantage, Tensor? grad_target, Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value,"
@@ -103,7 +103,7 @@ SPECS: dict[str, OpSpec] = {
         " Tensor c_thresh, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         *((7,), 7, 4, 3),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
 }
 
@@ -112,7 +112,7 @@ EXTENSIONS: dict[str, OpSpec] = {
         "(Tensor reward, Tensor value, Tensor? next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim, bool moments) -> (Tensor, Tensor, Tensor)",
         *((0, 1, 2), 1, 2),
-        optional=("bootstrap_value", *_BOTH),
+        optional=("bootstrap_value", *_WITH_BOTH),
         moments=True,
     ),
 }

@@ -19,7 +19,7 @@ class Stream:
     """One tensor that a kernel reads or writes: the widths of its accesses, and bytes per step.
 
     ``role``: ``data`` (read or written once), ``tap``, ``repeated`` (stands for several lanes), or ``other`` (a number, the
-    carry, a number for each lane, the workspace). ``possible``: the width that the layout allows a thread.
+    carry, a number for each lane or sequence, offsets, the workspace). ``possible``: the width that the layout allows a thread.
     """
 
     name: str

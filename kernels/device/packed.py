@@ -29,7 +29,7 @@ def advanced(offsets, low, half, t):
 
 @triton.jit
 def span(packed, first, last):
-    """Where the offsets that close the steps ``first`` to ``last`` lie: the place of the lowest, and how far the highest is."""
+    """Where the offsets that close the steps ``first`` to ``last`` are: the place of the first, and how far the last is."""
     low, high = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     size = tl.full((), packed[1], tl.int32)
     while size > 0:
@@ -42,9 +42,9 @@ def span(packed, first, last):
 
 @triton.jit
 def closing(packed, low, size, t):
-    """What is known of step ``t``: the place of the offset that closes it, and whether it is the one that a sequence ends at.
+    """The place of the offset that closes step ``t``, and whether a sequence ends there, at ``t``.
 
-    That is among the ``size`` offsets behind the one at ``low``. Beyond the data no sequence ends.
+    The offset is one of ``size`` from the place ``low`` on, or the one behind them. Beyond the data no sequence ends.
     """
     place = tl.zeros_like(t) + low
     while size > 0:
