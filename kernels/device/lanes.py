@@ -12,7 +12,8 @@ import triton.language as tl
 from .masks import counts, masked_coefficients, masked_finish
 from .memory import ENDED, as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
-from .packed import span, with_ends
+from .packed import closing_all, with_ends
+from .rows import in_order
 from .scan import apply
 
 
@@ -88,15 +89,17 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
             xs = xs + (load_step(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, t, steps, mask, ACC),)
         if packed is not None:
             # With the data on their way: the search has branches, over which the compiler moves no load.
-            lowest = steps - first - UNROLL if REVERSE else first
-            low, size = span(packed, lowest - 1, lowest + UNROLL)
+            lowest = step_at(first + UNROLL - 1 if REVERSE else first, steps, REVERSE, WIDE)
+            known = closing_all(packed, lowest, lowest - 1, lowest + UNROLL, KINDS, TAPS, UNROLL)
         for k in tl.static_range(UNROLL):
             t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
             is_last = t == steps - 1
             x = xs[k]
             if packed is not None:
-                x = with_ends(x, inputs, strides, packed, low, size, outer, inner, t, mask, KINDS, TAPS, UNITS, ACC)
+                x = with_ends(
+                    x, known, in_order(k, UNROLL, REVERSE), inputs, strides, outer, inner, mask, KINDS, TAPS, UNITS, ACC
+                )
             a, b = masked_coefficients(x, is_last, COEFFICIENTS, KINDS, MASKS)
             entering = state
             state = apply(a, b, entering)

@@ -56,17 +56,12 @@ def closing(packed, low, size, t):
 
 
 @triton.jit
-def closing_of_tile(packed, first, vector, vectors, KINDS: tl.constexpr, TAPS: tl.constexpr, REVERSE: tl.constexpr,
-                    V: tl.constexpr, Q: tl.constexpr):  # fmt: skip
-    """:func:`closing` for each step of a vector, and as far beside it as taps go: ``[1, Q]`` each.
-
-    The tile is the ``Q`` vectors that are processed from the ``first``-th on.
-    """
-    lowest = vectors - first - Q if REVERSE else first
-    low, size = span(packed, lowest * V - 1, (lowest + Q) * V)
+def closing_all(packed, t, first, last, KINDS: tl.constexpr, TAPS: tl.constexpr, STEPS: tl.constexpr):
+    """:func:`closing` for ``STEPS`` steps from ``t`` on and as far beside them as taps go, within ``first`` and ``last``."""
+    low, size = span(packed, first, last)
     known = ()
-    for j in tl.static_range(-reach(KINDS, TAPS, -1), V + reach(KINDS, TAPS, 1)):
-        known = known + (closing(packed, low, size, vector[None, :] * V + j),)
+    for j in tl.static_range(-reach(KINDS, TAPS, -1), STEPS + reach(KINDS, TAPS, 1)):
+        known = known + (closing(packed, low, size, t + j),)
     return known
 
 
@@ -78,23 +73,20 @@ def of_sequence(inputs, strides, UNITS: tl.constexpr, n: tl.constexpr, outer, in
 
 
 @triton.jit
-def with_ends(x, inputs, strides, packed, low, size, outer, inner, t, mask, KINDS: tl.constexpr, TAPS: tl.constexpr,
+def with_ends(x, known, j: tl.constexpr, inputs, strides, outer, inner, mask, KINDS: tl.constexpr, TAPS: tl.constexpr,
               UNITS: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """The inputs of step ``t``, of which the flags that know of ends are still as they lie in memory, with their ends."""
-    here = closing(packed, low, size, t)
+    """The inputs ``x`` of the ``j``-th step that is ``known``, with the ends. (Flags that are to have them may be bytes.)"""
+    before: tl.constexpr = reach(KINDS, TAPS, -1)
     ended = ()
     for n in tl.static_range(len(KINDS)):
         if KINDS[n] == ENDED:
-            known = here
-            if TAPS[n] != 0:
-                known = closing(packed, low, size, t + TAPS[n])
-            ended = ended + (either(raised(x[n], tl.int1, ACC), known[1]),)
+            ended = ended + (either(raised(x[n], tl.int1, ACC), known[before + j + TAPS[n]][1]),)
         elif KINDS[n] == AS_READ:
             ended = ended + (raised(x[n - 1], tl.int1, ACC),)
         elif KINDS[n] == ENDS:
-            ended = ended + (here[1],)
+            ended = ended + (known[before + j][1],)
         elif KINDS[n] == SEQUENCES:
-            ended = ended + (of_sequence(inputs, strides, UNITS, n, outer, inner, here, mask, ACC),)
+            ended = ended + (of_sequence(inputs, strides, UNITS, n, outer, inner, known[before + j], mask, ACC),)
         else:
             ended = ended + (x[n],)
     return ended

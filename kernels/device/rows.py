@@ -14,23 +14,10 @@ import triton
 import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
-from .memory import (
-    AS_READ,
-    ENDED,
-    ENDS,
-    SEQUENCES,
-    as_bytes,
-    is_stepped,
-    lane_offset,
-    load_lanes,
-    load_uniforms,
-    raised,
-    time_offset,
-    widened,
-)
+from .memory import as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
-from .packed import closing_of_tile, of_sequence, reach
-from .scan import apply, combine, combine_both, either, join_vector, split_vector
+from .packed import closing_all, with_ends
+from .scan import apply, combine, combine_both, join_vector, split_vector
 
 
 @triton.constexpr_function
@@ -123,28 +110,22 @@ def open_tile(fetched, packed, inputs, strides, uniforms, outer, inner, first, v
 
     The tile is processed from the ``first``-th vector on.
     """
-    known = ()
     if packed is not None:
-        known = closing_of_tile(packed, first, vector, vectors, KINDS, TAPS, REVERSE, V, Q)
+        lowest = vectors - first - Q if REVERSE else first
+        known = closing_all(packed, vector[None, :] * V, lowest * V - 1, (lowest + Q) * V, KINDS, TAPS, V)
     split = split_vectors(fetched, inputs, KINDS, V, STACKED, ACC)
-    before: tl.constexpr = reach(KINDS, TAPS, -1)
     by_step = ()
     for j in tl.static_range(V):
         one = ()
         for n in tl.static_range(len(KINDS)):
-            if KINDS[n] == ENDED:
-                one = one + (either(split[n][j], known[before + j + TAPS[n]][1]),)
-            elif is_stepped(KINDS[n]):
+            if is_stepped(KINDS[n]):
                 one = one + (split[n][j],)
-            elif KINDS[n] == AS_READ:
-                one = one + (split[n - 1][j],)
-            elif KINDS[n] == ENDS:
-                one = one + (known[before + j][1],)
-            elif KINDS[n] == SEQUENCES:
-                x = of_sequence(inputs, strides, UNITS, n, outer[:, None], inner[:, None], known[before + j], mask, ACC)
-                one = one + (x,)
             else:
                 one = one + (uniforms[n],)
+        if packed is not None:
+            one = with_ends(
+                one, known, j, inputs, strides, outer[:, None], inner[:, None], mask, KINDS, TAPS, UNITS, ACC
+            )
         by_step = by_step + (one,)
     return by_step
 
