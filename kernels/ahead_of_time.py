@@ -128,7 +128,7 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
             types[name] = signature.of(given[name], (i,))
     source = _Source(fn=kernel, signature=types, constexprs=signature.constants, attrs=signature.attributes)
     target = GPUTarget("cuda", capability, 32)
-    compiled = triton.compile(source, target=target, options=compiler_options(prepared.plan, bool(recurrence.ended)))
+    compiled = triton.compile(source, target=target, options=compiler_options(prepared.plan))
     accesses = Counter(re.findall(r"\b((?:ld|st)\.global[.\w]*)", compiled.asm["ptx"]))
     usage = _resource_usage(compiled.asm["cubin"])
     parameters = tuple(_run_time(types))

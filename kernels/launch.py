@@ -261,9 +261,9 @@ def launch_arguments(recurrence: Recurrence, outputs: Sequence[Tensor], prepared
     return {**pointers, **prepared.arguments, **prepared.constants}
 
 
-def compiler_options(plan: Plan, packed: bool = False) -> dict[str, Any]:
-    """How the kernel of this plan is to be compiled. ``packed``: it searches for the ends of sequences."""
-    if plan.strategy == "lanes" and not packed:
+def compiler_options(plan: Plan) -> dict[str, Any]:
+    """How the kernel of this plan is to be compiled."""
+    if plan.strategy == "lanes":
         return {"num_warps": plan.warps}
     # Without a limit of ours the assembler takes one of its own, often 64 registers, and rather spills than uses a few more.
     return {"num_warps": plan.warps, "maxnreg": 255}
@@ -327,7 +327,7 @@ def _run(op: str, *args: Any) -> Any:
         plan = prepared.plan
         with _on(outputs[0].device):
             arguments = launch_arguments(recurrence, outputs, prepared)
-            prepared.kernel[plan.grid](**arguments, **compiler_options(plan, bool(recurrence.ended)))
+            prepared.kernel[plan.grid](**arguments, **compiler_options(plan))
             if recurrence.moments and moments is not None:
                 moments.copy_(merge_moments(arguments["partials"]))
     return results if len(results) > 1 else results[0]

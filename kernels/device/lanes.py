@@ -12,7 +12,7 @@ import triton.language as tl
 from .masks import counts, masked_coefficients, masked_finish
 from .memory import ENDED, as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
-from .packed import closing_all, with_ends
+from .packed import closing, with_ends
 from .rows import in_order
 from .scan import apply
 
@@ -90,7 +90,7 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
         if packed is not None:
             # With the data on their way: the search has branches, over which the compiler moves no load.
             lowest = step_at(first + UNROLL - 1 if REVERSE else first, steps, REVERSE, WIDE)
-            known = closing_all(packed, lowest, lowest - 1, lowest + UNROLL, KINDS, TAPS, UNROLL)
+            known = closing(packed, lowest, lowest - 1, lowest + UNROLL, KINDS, TAPS, UNROLL)
         for k in tl.static_range(UNROLL):
             t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)

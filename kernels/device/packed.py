@@ -41,27 +41,29 @@ def span(packed, first, last):
 
 
 @triton.jit
-def closing(packed, low, size, t):
-    """The place of the offset that closes step ``t``, and whether a sequence ends there, at ``t``.
+def closing(packed, t, first, last, KINDS: tl.constexpr, TAPS: tl.constexpr, STEPS: tl.constexpr):
+    """For each of ``STEPS`` steps from ``t`` on, the place of the offset that closes it, and whether a sequence ends at it.
 
-    The offset is one of ``size`` from the place ``low`` on, or the one behind them. Beyond the data no sequence ends.
+    And for those beside them, as far as taps go; all are within ``first`` and ``last``. Beyond the data no sequence ends. The
+    searches go side by side, so that their reads are under way together.
     """
-    place = tl.zeros_like(t) + low
+    before: tl.constexpr = reach(KINDS, TAPS, -1)
+    low, size = span(packed, first, last)
+    places = ()
+    for _ in tl.static_range(before + STEPS + reach(KINDS, TAPS, 1)):
+        places = places + (tl.zeros_like(t) + low,)
     while size > 0:
         half = (size + 1) >> 1
-        place = advanced(packed[0], place, half, t)
+        narrowed = ()
+        for j in tl.static_range(len(places)):
+            narrowed = narrowed + (advanced(packed[0], places[j], half, t + (j - before)),)
+        places = narrowed
         size = size >> 1
-    end = tl.load(packed[0] + tl.minimum(place, packed[1] - 1))
-    return place, (end == t + 1) & (t >= 0)
-
-
-@triton.jit
-def closing_all(packed, t, first, last, KINDS: tl.constexpr, TAPS: tl.constexpr, STEPS: tl.constexpr):
-    """:func:`closing` for ``STEPS`` steps from ``t`` on and as far beside them as taps go, within ``first`` and ``last``."""
-    low, size = span(packed, first, last)
     known = ()
-    for j in tl.static_range(-reach(KINDS, TAPS, -1), STEPS + reach(KINDS, TAPS, 1)):
-        known = known + (closing(packed, low, size, t + j),)
+    for j in tl.static_range(len(places)):
+        end = tl.load(packed[0] + tl.minimum(places[j], packed[1] - 1))
+        s = t + (j - before)
+        known = known + ((places[j], (end == s + 1) & (s >= 0)),)
     return known
 
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from .masks import counts, masked_coefficients, masked_finish
 from .memory import as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
-from .packed import closing_all, with_ends
+from .packed import closing, with_ends
 from .scan import apply, combine, combine_both, join_vector, split_vector
 
 
@@ -112,7 +112,7 @@ def open_tile(fetched, packed, inputs, strides, uniforms, outer, inner, first, v
     """
     if packed is not None:
         lowest = vectors - first - Q if REVERSE else first
-        known = closing_all(packed, vector[None, :] * V, lowest * V - 1, (lowest + Q) * V, KINDS, TAPS, V)
+        known = closing(packed, vector[None, :] * V, lowest * V - 1, (lowest + Q) * V, KINDS, TAPS, V)
     split = split_vectors(fetched, inputs, KINDS, V, STACKED, ACC)
     by_step = ()
     for j in tl.static_range(V):

@@ -220,7 +220,7 @@ def test_the_ends_of_packed_sequences_cost_only_reads_of_the_offsets(
     packed = compile_for(op, list(given.values()), 90)
     assert packed.plan == plain.plan
     assert (packed.spilled_bytes, packed.stack_bytes) == (0, 0)
-    assert 0 < packed.registers <= plain.registers + 32
+    assert 0 < packed.registers <= plain.registers + 48
     offsets = packed.accesses.pop("ld.global.b64")
     assert packed.accesses == plain.accesses
     places = packed.plan.unroll if packed.plan.strategy == "lanes" else packed.plan.vector
@@ -259,7 +259,7 @@ def test_offsets_beyond_two_to_the_31_compile_without_spills() -> None:
 def test_the_report_would_show_a_spill(monkeypatch: pytest.MonkeyPatch) -> None:
     """With too few registers there are spills, and they are seen."""
     real = launch.compiler_options
-    monkeypatch.setattr("tritonrl.kernels.ahead_of_time.compiler_options", lambda *args: real(*args) | {"maxnreg": 24})
+    monkeypatch.setattr("tritonrl.kernels.ahead_of_time.compiler_options", lambda plan: real(plan) | {"maxnreg": 24})
     found = compile_for("vtrace_backward", arguments("vtrace_backward", "time contiguous"), 90)
     assert found.registers <= 24
     assert found.spilled_bytes > 0
