@@ -2,8 +2,8 @@
 
 ``packed`` is ``(cu_seqlens, how many offsets)``: int32 or int64, rising from 0 to the number of steps. Step ``t`` is in the
 sequence that the first offset greater than ``t`` closes, and ends it if that offset is ``t + 1``. (Empty sequences repeat an
-offset, and the first of equals is as good as any.) The offsets are few and stay in the cache, and neighbouring threads ask
-for the same ones; a tile asks for two bounds first, so that each of its steps has to look only among what lies between.
+offset; the first of equals closes the one that has steps.) The offsets are few and stay in the cache, and neighbouring
+threads ask for the same ones; a tile asks for two bounds first, so that its steps have to look only among what lies between.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def closing(packed, t, first, last, KINDS: tl.constexpr, TAPS: tl.constexpr, STE
 
 @triton.jit
 def of_sequence(inputs, strides, UNITS: tl.constexpr, n: tl.constexpr, outer, inner, known, mask, ACC: tl.constexpr):
-    """The number of the sequence that ends at a step, where one does: the offset that closes it stands one place behind."""
+    """What the ``n``-th input has for the sequence that ends at a step, 0 where none does.
+
+    The place of a sequence is the one in front of the offset that closes it.
+    """
     x = inputs[n] + lane_offset(strides, UNITS, n, outer, inner) + time_offset(strides, UNITS, n, known[0] - 1)
     return raised(tl.load(x, mask & known[1], other=0), inputs[n].dtype.element_ty, ACC)
 
