@@ -92,31 +92,24 @@ def _negative(time_dim: int, shape: torch.Size) -> int:
     return time_dim - rank if time_dim >= 0 else time_dim
 
 
-def _masks(like: Tensor, shape: torch.Size, **masks: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The optional masks of an op; nothing at all where none was given, so that such a call stays what it was."""
-    for x in masks.values():
-        if x is not None:
-            break
-    else:
-        return ()
-    return tuple(None if x is None else _flag(name, x, like, shape) for name, x in masks.items())
-
-
-def _ended(
-    done: Tensor,
-    terminated: Tensor | None,
-    cu_seqlens: Tensor | None,
-    like: Tensor,
-    shape: torch.Size,
-    time_dim: int,
-) -> tuple[Tensor, Tensor | None]:
-    """The flags, with the last step of every packed sequence done (and terminated only where it was said to be)."""
+def _flags(done: Tensor, terminated: Tensor | None, like: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor | None]:
     done = _flag("done", done, like, shape)
-    terminated = None if terminated is None else _flag("terminated", terminated, like, shape)
+    return done, None if terminated is None else _flag("terminated", terminated, like, shape)
+
+
+def _ragged(
+    like: Tensor, shape: torch.Size, time_dim: int, cu_seqlens: Tensor | None, **masks: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The optional masks and offsets of an op; nothing at all where none was given, so that such a call stays what it was."""
     if cu_seqlens is None:
-        return done, terminated
-    packed.check_offsets(cu_seqlens, shape, time_dim, done.device)
-    return done | packed.ends(cu_seqlens, shape), done if terminated is None else terminated
+        for x in masks.values():
+            if x is not None:
+                break
+        else:
+            return ()
+    else:
+        packed.check_offsets(cu_seqlens, shape, time_dim, like.device)
+    return (*(None if x is None else _flag(name, x, like, shape) for name, x in masks.items()), cu_seqlens)
 
 
 def _bootstrap(
@@ -144,17 +137,17 @@ def _bootstrap(
 def _derived(
     value: Tensor,
     bootstrap_value: Tensor,
-    masks: tuple[Tensor | None, ...],
-    cu_seqlens: Tensor | None,
+    ragged: tuple[Tensor | None, ...],
     shape: torch.Size,
     time_dim: int,
 ) -> Tensor:
-    """The next values of masked or packed data, from the values: a pass of its own in front of the kernel."""
-    counts = counted(*masks) if masks else None
+    """The next values of masked data, from the values: a pass of its own in front of the kernel."""
+    valid, skip, cu_seqlens = ragged
+    counts = counted(valid, skip)
     value = value.expand(shape)
     if cu_seqlens is None:
         return derived_next_value(value, bootstrap_value, counts, time_dim, recurrence)
-    return packed.derived_next_value(value, bootstrap_value, cu_seqlens, counts, recurrence)
+    return packed.derived_next_value(value, bootstrap_value, cu_seqlens, time_dim, counts, recurrence)
 
 
 @repeatable
@@ -283,11 +276,13 @@ def gae(
             passes through to what comes before (unless the step is done). A derived next value looks past it, too.
         cu_seqlens: ``[n + 1]`` offsets (int32 or int64, on the data's device) of packed sequences: the data are
             ``[total, *F]`` with ``time_dim=0``, and the last step of every sequence counts as done, but not as terminated.
-            The ends cost 4 more bytes a step. Offsets on a GPU are not read back, so wrong ones cannot be reported.
+            On a GPU the kernel finds the ends itself; elsewhere, and in second derivatives, they are written into ``done``
+            first. Offsets on a GPU are not read back, so wrong ones cannot be reported.
         moments: also return count, mean and M2 of the advantages that count, from the same pass (:func:`merge_moments`,
             :func:`standardise`). They have no gradient.
 
-    Deriving next values of masked or packed data takes a pass of its own over the values, in front of the kernel.
+    Next values are derived in the kernel unless there are masks. The value of the next step that counts is then a recurrence
+    of its own (a hole of invalid steps may be followed by valid ones), which takes a pass over the values in front of it.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.
@@ -316,22 +311,22 @@ def gae(
     data = {"reward": reward, "value": value} | ({} if next_value is None else {"next_value": next_value})
     shape, dtype = _shape(**data), result_dtype(*data.values())
     time_dim = _negative(time_dim, shape)
-    done, terminated = _ended(done, terminated, cu_seqlens, reward, shape, time_dim)
-    masks = _masks(reward, shape, valid=valid, skip=skip)
+    done, terminated = _flags(done, terminated, reward, shape)
+    ragged = _ragged(reward, shape, time_dim, cu_seqlens, valid=valid, skip=skip)
     if next_value is None or bootstrap_value is not None:
         sequences = shape[:time_dim] if cu_seqlens is None else torch.Size([cu_seqlens.shape[0] - 1])
         lanes = sequences + shape[len(shape) + time_dim + 1 :]
         bootstrap_value = _bootstrap(bootstrap_value, next_value, value, lanes, dtype)
-        if bootstrap_value is not None and (masks or cu_seqlens is not None):
-            next_value = _derived(value, bootstrap_value, masks, cu_seqlens, shape, time_dim)
+        if bootstrap_value is not None and (valid is not None or skip is not None):
+            next_value = _derived(value, bootstrap_value, ragged, shape, time_dim)
             bootstrap_value = None
     discounts = _discount("gamma", gamma, value, shape, dtype), _discount("lmbda", lmbda, value, shape, dtype)
     args = (reward, value, next_value, done, terminated, *discounts, time_dim)
     result: tuple[Tensor, ...]
     if next_value is not None and not moments:
-        result = call("gae", *args, *masks)
+        result = call("gae", *args, *ragged)
         return result
-    optional = (bootstrap_value, *masks) if masks or bootstrap_value is not None else ()
+    optional = (bootstrap_value, *ragged) if ragged or bootstrap_value is not None else ()
     result = call("gae_extended", *args, moments, *optional)
     return result if moments else result[:2]
 
@@ -373,11 +368,11 @@ def td_lambda_return(
         "td_lambda_return",
         reward,
         next_value,
-        *_ended(done, terminated, cu_seqlens, reward, shape, time_dim),
+        *_flags(done, terminated, reward, shape),
         _discount("gamma", gamma, reward, shape, dtype),
         _discount("lmbda", lmbda, reward, shape, dtype),
         time_dim,
-        *_masks(reward, shape, valid=valid),
+        *_ragged(reward, shape, time_dim, cu_seqlens, valid=valid),
     )
     return result
 
@@ -408,10 +403,10 @@ def reward_to_go(
     result: Tensor = call(
         "reward_to_go",
         reward,
-        _ended(done, None, cu_seqlens, reward, shape, time_dim)[0],
+        _flag("done", done, reward, shape),
         _discount("gamma", gamma, reward, shape, result_dtype(reward)),
         time_dim,
-        *_masks(reward, shape, valid=valid),
+        *_ragged(reward, shape, time_dim, cu_seqlens, valid=valid),
     )
     return result
 
@@ -469,11 +464,11 @@ def vtrace(
     result: tuple[Tensor, Tensor] = call(
         "vtrace",
         *data.values(),
-        *_ended(done, terminated, cu_seqlens, reward, shape, time_dim),
+        *_flags(done, terminated, reward, shape),
         _discount("gamma", gamma, value, shape, dtype),
         _discount("rho_thresh", rho_thresh, value, shape, dtype),
         _discount("c_thresh", c_thresh, value, shape, dtype),
         time_dim,
-        *_masks(reward, shape, valid=valid),
+        *_ragged(reward, shape, time_dim, cu_seqlens, valid=valid),
     )
     return result

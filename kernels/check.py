@@ -42,12 +42,14 @@ class _Variant(NamedTuple):
 
 
 def _variants() -> list[_Variant]:
-    """Every op without optional arguments, then with all that go together."""
+    """Every op without optional arguments, then with its masks, and then with all that go together."""
     found = [_Variant(op) for op in SPECS]
     for op, spec in ALL_SPECS.items():
         if spec.optional:
-            found.append(_Variant(op, tuple(name for name in spec.optional if name != "bootstrap_value")))
-    return [*found, _Variant("gae_extended"), _Variant("gae_extended", ("bootstrap_value",))]
+            together = tuple(name for name in spec.optional if name != "bootstrap_value")
+            found += [_Variant(op, together[:-1]), _Variant(op, together)]  # the offsets are the last
+    derived = [_Variant("gae_extended", ("bootstrap_value", *more)) for more in ((), ("cu_seqlens",))]
+    return [*found, _Variant("gae_extended"), *derived]
 
 
 def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_contiguous: bool) -> list[Any]:
@@ -68,6 +70,8 @@ def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_co
         unread |= ~flags["valid"]
     if "skip" in variant.optional:
         unread |= flags["skip"]
+    middle = (steps + 1) // 2
+    cu_seqlens = torch.tensor([0, 0, 1, middle, middle, steps, steps])  # sequences of no step, of one, and the rest
     made: dict[str, Any] = {
         "gamma": torch.tensor(0.97, dtype=torch.float64),
         "lmbda": laid_out(
@@ -76,7 +80,8 @@ def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_co
         "rho_thresh": torch.tensor(1.1, dtype=torch.float64),
         "c_thresh": torch.tensor(0.9, dtype=torch.float64),
         "carry": torch.randn(lanes, generator=generator).to(device),
-        "bootstrap_value": torch.randn(lanes, generator=generator).to(device),
+        "bootstrap_value": _bootstrap_value(torch.randn(lanes, 7, generator=generator), variant, cu_seqlens).to(device),
+        "cu_seqlens": cu_seqlens.to(device),
         "time_dim": -1,
         "reverse": True,
         "with_discounts": True,
@@ -95,6 +100,13 @@ def _arguments(op: str | _Variant, steps: int, lanes: int, device: str, lanes_co
     plain = [None if derives and name == "next_value" else made[name] for name in plain_names(variant.op)]
     optional = [made[name] if name in variant.optional else None for name in ALL_SPECS[variant.op].optional]
     return plain + (optional if variant.optional else [])
+
+
+def _bootstrap_value(drawn: Tensor, variant: _Variant, cu_seqlens: Tensor) -> Tensor:
+    """One value a lane, or where sequences are packed one a sequence: NaN for those that have no steps."""
+    if "cu_seqlens" not in variant.optional:
+        return drawn[:, 0]
+    return drawn[:, 1:].masked_fill(cu_seqlens[1:] == cu_seqlens[:-1], float("nan"))
 
 
 def _error(result: Tensor, expected: Tensor) -> float:

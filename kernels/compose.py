@@ -1,8 +1,8 @@
 """Calls that a backend has no kernel for, composed of those that it has.
 
-A backend names in ``MASKED`` the ops whose optional masks it takes itself, and defines ``gae_extended`` if it has one. It
-need do neither: a call without masks reaches it with the arguments that it always had, and the rest is served here, at the
-price of more passes over the data.
+A backend names in ``MASKED`` the ops whose optional masks it takes itself, in ``PACKED`` those whose packed sequences it
+knows the ends of, and defines ``gae_extended`` if it has one. It need do none of this: a call without masks and offsets
+reaches it with the arguments that it always had, and the rest is served here, at the price of more passes over the data.
 """
 
 from __future__ import annotations
@@ -15,19 +15,28 @@ from torch import Tensor
 
 from .masked import derived_next_value, select, unmasked
 from .moments import measure
+from .packed import folded, is_packed
 from .specs import allocate, by_name, plain_names
 from .textbook import counted
 
 
 def serves_itself(op: str, args: Sequence[Any], backend: Any) -> bool:
     """Whether the module ``backend`` has a function of its own for this call."""
+    if is_packed(op, args) and not _knows_ends(op, backend):
+        return False
     if op == "gae_extended":
         return hasattr(backend, op)
     return op in getattr(backend, "MASKED", ()) or all(x is None for x in args[len(plain_names(op)) :])
 
 
+def _knows_ends(op: str, backend: Any) -> bool:
+    return op in getattr(backend, "PACKED", ())
+
+
 def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
     """Run ``op`` on the module ``backend``, by composition where it does not know what is asked for."""
+    if not _knows_ends(op, backend):
+        args = folded(op, args)
     if op == "gae_extended":
         check_extended(args)
     elif all(x is None for x in args[len(plain_names(op)) :]):
@@ -42,12 +51,12 @@ def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
 
 
 def in_promised_layout(op: str, args: Sequence[Any], computed: Sequence[Tensor | None]) -> Any:
-    """Results copied into the layout and dtype that the op promises (rewritten inputs may have given others)."""
-    results = allocate(op, args)
-    for result, x in zip(results, computed, strict=True):
-        if x is not None and result.numel():
-            result.copy_(x)
-    return results if len(results) > 1 else results[0]
+    """Results in the layout and dtype that the op promises: copied, where rewritten inputs have given others."""
+    found = []
+    for result, x in zip(allocate(op, args), computed, strict=True):
+        as_it_is = x is not None and (x.shape, x.stride(), x.dtype) == (result.shape, result.stride(), result.dtype)
+        found.append(x if as_it_is else result if x is None or not result.numel() else result.copy_(x))
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def check_extended(args: Sequence[Any]) -> None:

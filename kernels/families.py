@@ -23,7 +23,9 @@ class Recurrence(NamedTuple):
 
     ``inputs``: each with its tap: 0 reads the step itself, +1 the following and -1 the preceding one. ``masks``: where the
     masks stand among them (:mod:`.device.masks`). ``per_lane``: which of them have one number a lane. ``moments``: whether
-    those of the first output are wanted.
+    those of the first output are wanted. ``cu_seqlens``: offsets of packed sequences, of which the flags ``ended`` know the
+    ends; what stands behind such a flag and is absent is the same flag without them. ``per_sequence``: which inputs have a
+    number for each sequence, in the place of time; behind them stands whether one ends.
     """
 
     coefficients: Any
@@ -34,6 +36,9 @@ class Recurrence(NamedTuple):
     masks: tuple[int, int, int, int] = (-1, -1, -1, -1)
     per_lane: tuple[int, ...] = ()
     moments: bool = False
+    cu_seqlens: Tensor | None = None
+    ended: tuple[int, ...] = ()
+    per_sequence: tuple[int, ...] = ()
 
 
 def _here(*tensors: Tensor | None) -> tuple[Taken, ...]:
@@ -62,6 +67,13 @@ def _masked(
     return recurrence._replace(inputs=inputs, masks=masks)
 
 
+def _packed(recurrence: Recurrence, cu_seqlens: Tensor | None, *ended: int) -> Recurrence:
+    """``recurrence`` of packed sequences: the flags ``ended`` are true at their ends, too."""
+    if cu_seqlens is None:
+        return recurrence
+    return recurrence._replace(cu_seqlens=cu_seqlens.contiguous(), ended=ended)
+
+
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Recurrence:
     """``tritonrl::linear_recurrence``: the inputs of its stages in :mod:`.device.linear`."""
     return Recurrence(linear_stages.linear_coefficients, linear_stages.linear_finish, reverse, _here(a, b), carry)
@@ -86,10 +98,12 @@ def gae(
     time_dim: int,
     valid: Tensor | None = None,
     skip: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::gae``: the inputs of its stages in :mod:`.device.gae`."""
     inputs = _here(reward, value, next_value, done, terminated, gamma, lmbda)
-    return _masked(Recurrence(gae_stages.gae_coefficients, gae_stages.gae_finish, True, inputs), 3, valid, skip)
+    recurrence = Recurrence(gae_stages.gae_coefficients, gae_stages.gae_finish, True, inputs)
+    return _packed(_masked(recurrence, 3, valid, skip), cu_seqlens, 3)
 
 
 def gae_extended(
@@ -105,16 +119,20 @@ def gae_extended(
     bootstrap_value: Tensor | None = None,
     valid: Tensor | None = None,
     skip: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::gae_extended``: the inputs of its stages in :mod:`.device.gae`."""
     if next_value is not None:
-        plain = gae(reward, value, next_value, done, terminated, gamma, lmbda, time_dim, valid, skip)
+        plain = gae(reward, value, next_value, done, terminated, gamma, lmbda, time_dim, valid, skip, cu_seqlens)
         return plain._replace(moments=moments)
     assert bootstrap_value is not None and valid is None and skip is None
     inputs = _here(reward, value) + _tapped(1, value) + _here(done, terminated, gamma, lmbda)
+    stages = gae_stages.gae_derived_coefficients, gae_stages.gae_finish
+    if cu_seqlens is not None:
+        inputs += _here(bootstrap_value, None)
+        return _packed(Recurrence(*stages, True, inputs, per_sequence=(7,), moments=moments), cu_seqlens, 3)
     if bootstrap_value.dim():
         bootstrap_value = bootstrap_value.unsqueeze(time_dim)
-    stages = gae_stages.gae_derived_coefficients, gae_stages.gae_finish
     return Recurrence(*stages, True, inputs + _here(bootstrap_value), per_lane=(7,), moments=moments)
 
 
@@ -131,12 +149,13 @@ def gae_backward(
     with_discounts: bool,
     valid: Tensor | None = None,
     skip: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """With ``skip``, ``advantage`` is the state: what passes through the skipped steps stands there."""
     inputs = _here(grad_advantage, grad_target, done, terminated, gamma, lmbda)
     inputs += _if(with_discounts, _here(next_value) + _tapped(1, advantage))
     stages = gae_stages.gae_backward_coefficients, gae_stages.gae_backward_finish
-    return _masked(Recurrence(*stages, False, inputs), 2, valid, skip)
+    return _packed(_masked(Recurrence(*stages, False, inputs), 2, valid, skip), cu_seqlens, 2)
 
 
 def td_lambda_return(
@@ -148,11 +167,12 @@ def td_lambda_return(
     lmbda: Tensor,
     time_dim: int,
     valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::td_lambda_return``: the inputs of its stages in :mod:`.device.td_lambda`."""
     inputs = _here(reward, next_value, done, terminated, gamma, lmbda)
     stages = td_lambda_stages.td_lambda_coefficients, td_lambda_stages.only_state
-    return _masked(Recurrence(*stages, True, inputs), 2, valid, closing=True)
+    return _packed(_masked(Recurrence(*stages, True, inputs), 2, valid, closing=True), cu_seqlens, 2)
 
 
 def td_lambda_return_backward(
@@ -166,18 +186,26 @@ def td_lambda_return_backward(
     time_dim: int,
     with_discounts: bool,
     valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::td_lambda_return_backward``: the inputs of its stages in :mod:`.device.td_lambda`."""
     inputs = _here(grad, done, terminated, gamma, lmbda)
     inputs += _if(with_discounts, _here(next_value) + _tapped(1, returns))
     stages = td_lambda_stages.td_lambda_backward_coefficients, td_lambda_stages.td_lambda_backward_finish
-    return _masked(Recurrence(*stages, False, inputs), 1, valid, closing=True)
+    return _packed(_masked(Recurrence(*stages, False, inputs), 1, valid, closing=True), cu_seqlens, 1)
 
 
-def reward_to_go(reward: Tensor, done: Tensor, gamma: Tensor, time_dim: int, valid: Tensor | None = None) -> Recurrence:
+def reward_to_go(
+    reward: Tensor,
+    done: Tensor,
+    gamma: Tensor,
+    time_dim: int,
+    valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Recurrence:
     """``tritonrl::reward_to_go``: the inputs of its stages in :mod:`.device.td_lambda`."""
     stages = td_lambda_stages.reward_to_go_coefficients, td_lambda_stages.only_state
-    return _masked(Recurrence(*stages, True, _here(reward, done, gamma)), 1, valid)
+    return _packed(_masked(Recurrence(*stages, True, _here(reward, done, gamma)), 1, valid), cu_seqlens, 1)
 
 
 def reward_to_go_backward(
@@ -188,11 +216,12 @@ def reward_to_go_backward(
     time_dim: int,
     with_discounts: bool,
     valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::reward_to_go_backward``: the inputs of its stages in :mod:`.device.td_lambda`."""
     inputs = _here(grad, done, gamma) + _if(with_discounts, _tapped(1, returns))
     stages = td_lambda_stages.reward_to_go_backward_coefficients, td_lambda_stages.reward_to_go_backward_finish
-    return _masked(Recurrence(*stages, False, inputs), 1, valid)
+    return _packed(_masked(Recurrence(*stages, False, inputs), 1, valid), cu_seqlens, 1)
 
 
 def vtrace(
@@ -208,12 +237,13 @@ def vtrace(
     c_thresh: Tensor,
     time_dim: int,
     valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::vtrace``: the inputs of its stages in :mod:`.device.vtrace`."""
     inputs = _here(log_pi, log_mu, reward, value, next_value, done, terminated, gamma, rho_thresh, c_thresh)
     inputs += _tapped(1, value)
     stages = vtrace_stages.vtrace_coefficients, vtrace_stages.vtrace_finish
-    return _masked(Recurrence(*stages, True, inputs), 5, valid, closing=True)
+    return _packed(_masked(Recurrence(*stages, True, inputs), 5, valid, closing=True), cu_seqlens, 5)
 
 
 def vtrace_backward(
@@ -233,6 +263,7 @@ def vtrace_backward(
     time_dim: int,
     with_discounts: bool,
     valid: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Recurrence:
     """``tritonrl::vtrace_backward``: the inputs of its stages in :mod:`.device.vtrace`."""
     inputs = _here(grad_advantage, grad_target, log_pi, log_mu, reward, value, next_value, done, terminated)
@@ -241,4 +272,4 @@ def vtrace_backward(
     if valid is not None:
         inputs += _tapped(-1, valid)
     stages = vtrace_stages.vtrace_backward_coefficients, vtrace_stages.vtrace_backward_finish
-    return _masked(Recurrence(*stages, False, inputs), 7, valid, closing=True)
+    return _packed(_masked(Recurrence(*stages, False, inputs), 7, valid, closing=True), cu_seqlens, 7, 17)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import families
 from .device.lanes import lanes as lanes_kernel
-from .device.memory import ABSENT, LANES, NUMBER, STEPS, UNIFORM
+from .device.memory import ABSENT, AS_READ, ENDED, ENDS, LANES, NUMBER, SEQUENCES, STEPS, UNIFORM
 from .device.moments import merge_partials
 from .device.rows import rows as rows_kernel
 from .device.split import split as split_kernel
@@ -34,9 +34,13 @@ from .specs import ALL_SPECS, allocate, step_results
 from .workspace import merge_sizes, merge_warps, workspace_of
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
-_STRIDED = (_STEPS, _LANES)
+_ENDED, _AS_READ, _ENDS, _SEQUENCES = (kind.value for kind in (ENDED, AS_READ, ENDS, SEQUENCES))
+_STEPPED = (_STEPS, _ENDED)
+_STRIDED = (*_STEPPED, _LANES, _SEQUENCES)
 # The ops whose masks the kernels take themselves (:mod:`.compose`).
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
+# The ops whose kernels find the ends of packed sequences themselves.
+PACKED = MASKED
 _FOUR_BYTE_OFFSETS = 2**31 - 1
 _KERNELS = {"rows": rows_kernel, "lanes": lanes_kernel, "split": split_kernel}
 
@@ -74,6 +78,13 @@ def _kinds(recurrence: Recurrence, strides: Sequence[Sequence[int] | None], acc:
     kinds = [_kind(x, tap, own, acc) for (x, tap), own in zip(recurrence.inputs, strides, strict=True)]
     for i in recurrence.per_lane:
         kinds[i] = _LANES if kinds[i] == _STEPS else kinds[i]
+    for i in recurrence.ended:
+        kinds[i] = _ENDED
+        if kinds[i + 1] == _ABSENT:  # terminated, which means "as done was given"
+            kinds[i + 1] = _AS_READ
+    for i in recurrence.per_sequence:
+        kinds[i] = _SEQUENCES if kinds[i] == _STEPS else kinds[i]
+        kinds[i + 1] = _ENDS
     return tuple(kinds)
 
 
@@ -91,7 +102,7 @@ def _prepare(
     """
     shape = outputs[0].shape
     acc = accumulate_dtype(outputs[0].dtype)
-    strides = [None if x is None else expanded_strides(shape, x.shape, x.stride()) for x, _ in recurrence.inputs]
+    strides = _strides(recurrence, shape, time_dim)
     kinds = _kinds(recurrence, strides, acc)
     stepped = [own for own, kind in zip(strides, kinds, strict=True) if kind in _STRIDED and own is not None]
     written = [expanded_strides(shape, x.shape, x.stride()) for x in outputs]
@@ -104,7 +115,7 @@ def _prepare(
     untapped = [s for s, tap in zip(merged, _taps(recurrence, kinds), strict=False) if tap == 0]
     out_strides = merged[len(stepped) : len(stepped) + len(outputs)]
     streams = (
-        kinds.count(_STEPS) + len(outputs) + (2 if recurrence.moments else 0)
+        sum(kind in _STEPPED for kind in kinds) + len(outputs) + (2 if recurrence.moments else 0)
     )  # mean and M2 stand in registers too
     steps_strides = [*untapped, *out_strides]
     considered = (sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
@@ -125,8 +136,24 @@ def _prepare(
     return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants, considered)
 
 
-def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int]:
-    return [tap for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True) if kind in _STRIDED]
+def _strides(recurrence: Recurrence, shape: torch.Size, time_dim: int) -> list[tuple[int, ...] | None]:
+    """The strides of every input, broadcast; in the place of time, of what there is for each sequence, from one to the next."""
+    strides: list[tuple[int, ...] | None] = []
+    for i, (x, _) in enumerate(recurrence.inputs):
+        full = list(shape)
+        if i in recurrence.per_sequence and recurrence.cu_seqlens is not None:
+            full[time_dim] = recurrence.cu_seqlens.shape[0] - 1
+        strides.append(None if x is None else expanded_strides(full, x.shape, x.stride()))
+    return strides
+
+
+def _taps(recurrence: Recurrence, kinds: Sequence[int]) -> list[int | None]:
+    """The taps of what has strides; none for what is not read in the order of steps."""
+    return [
+        None if kind == _SEQUENCES else tap
+        for (_, tap), kind in zip(recurrence.inputs, kinds, strict=True)
+        if kind in _STRIDED
+    ]
 
 
 def _carry_strides(carry: Tensor, shape: torch.Size, time_dim: int) -> tuple[int, ...]:
@@ -203,6 +230,7 @@ def prepared_for(
         reverse,
         tuple(_layout(x) for x, _ in recurrence.inputs),
         _layout(recurrence.carry),
+        recurrence.ended,
         tuple((x.shape, x.stride(), x.dtype) for x in outputs),
     )
     found = _prepared.get(key)
@@ -247,7 +275,8 @@ def launch_arguments(
 
 def _beside(recurrence: Recurrence) -> dict[str, Any]:
     """What the kernel takes of a recurrence besides its inputs, by name: tensors, or tuples with tensors in them."""
-    return {"carry_in": recurrence.carry}
+    offsets = recurrence.cu_seqlens
+    return {"carry_in": recurrence.carry, "packed": None if offsets is None else (offsets, offsets.shape[0])}
 
 
 def compiler_options(plan: Plan) -> dict[str, Any]:
@@ -269,7 +298,21 @@ def one_layout(recurrence: Recurrence, like: Tensor, time_dim: int) -> Recurrenc
     # One step of `like` would leave gaps in the carry, which then does not merge: a dense one in the same order.
     step = like.select(time_dim, 0)
     carry = copied(recurrence.carry, step)
-    return recurrence._replace(inputs=tuple((copied(x), tap) for x, tap in recurrence.inputs), carry=carry)
+    inputs = [(copied(x), tap) for i, (x, tap) in enumerate(recurrence.inputs) if i not in recurrence.per_sequence]
+    for i in recurrence.per_sequence:
+        inputs.insert(i, (_steps_of_sequences(recurrence, i, step, time_dim), 0))
+    return recurrence._replace(inputs=tuple(inputs), carry=carry)
+
+
+def _steps_of_sequences(recurrence: Recurrence, i: int, step: Tensor, time_dim: int) -> Tensor | None:
+    """What the ``i``-th input has for each sequence, one behind the other in the memory order of ``step``."""
+    x, offsets = recurrence.inputs[i][0], recurrence.cu_seqlens
+    if x is None or offsets is None or x.numel() == 1:
+        return x
+    shape, strides = [offsets.shape[0] - 1, *step.shape], step.stride()
+    order = sorted(range(step.dim()), key=lambda d: -strides[d])
+    dense = torch.empty_permuted(shape, [0, *(d + 1 for d in order)], dtype=x.dtype, device=x.device)
+    return dense.movedim(0, time_dim).copy_(x)
 
 
 def _key(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

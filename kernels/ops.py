@@ -7,13 +7,13 @@ derivatives run in the backend's own backward kernels; when the backward pass is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import gradients
+from . import gradients, packed
 from .backend import backend_for
 from .compose import serve
 from .masked import derived_next_value, select, state_of, unmasked
@@ -51,15 +51,18 @@ def _vmap_rule(op: str) -> Callable[..., Any]:
     wanted = len(plain_names(op)) - 1
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        if names[-1] == "cu_seqlens" and len(args) == len(names) and in_dims[-1] is not None:
+            in_dims, args = _with_ends_of_each(op, in_dims, args)
         ranks = [x.dim() - (d is not None) if isinstance(x, Tensor) else 0 for x, d in zip(args, in_dims, strict=True)]
         if spec.moments and args[wanted]:
             raise NotImplementedError("vmap over moments=True: take the moments of the batched advantages instead")
         rank = max(ranks[i] for i in spec.shaped_by)
+        in_place_of_time = spec.optional and by_name(op, args)["cu_seqlens"] is not None
         moved = list(args)
         for i, (x, d) in enumerate(zip(args, in_dims, strict=True)):
             if isinstance(x, Tensor) and d is not None:
                 x = x.movedim(d, 0)
-                padding = (rank - (i in without_time)) - ranks[i]
+                padding = (rank - (i in without_time and not in_place_of_time)) - ranks[i]
                 moved[i] = x.reshape(x.shape[:1] + (1,) * padding + x.shape[1:]) if padding > 0 else x
         # At least one of the tensors that make the shape has to carry the batch.
         like = spec.like
@@ -73,6 +76,35 @@ def _vmap_rule(op: str) -> Callable[..., Any]:
         return results, (0,) * (len(results) - absent) + (None,) * absent
 
     return rule
+
+
+def _with_ends_of_each(op: str, in_dims: Sequence[int | None], args: Sequence[Any]) -> tuple[Any, Any]:
+    """Offsets that differ over the batch become flags and values, because a kernel takes one packing.
+
+    Returns ``in_dims, args``.
+    """
+    given, dims = (dict(zip(argument_names(op), x, strict=True)) for x in (args, in_dims))
+    if "terminated" in given and given["terminated"] is None:
+        given["terminated"], dims["terminated"] = given["done"], dims["done"]
+    shaped_by = [(args[i], in_dims[i]) for i in ALL_SPECS[op].shaped_by if args[i] is not None]
+    shapes = [x.shape if d is None else x.movedim(d, 0).shape[1:] for x, d in shaped_by]
+    shape, time_dim = torch.broadcast_shapes(*shapes), given["time_dim"]
+
+    def each(function: Callable[..., Tensor], *names: str) -> Tensor:
+        taken = (*names, "cu_seqlens")
+        return torch.func.vmap(function, tuple(dims[name] for name in taken))(*(given[name] for name in taken))
+
+    folded = {"done": each(lambda done, offsets: packed.ended(done, offsets, shape[time_dim], time_dim), "done")}
+    if given.get("bootstrap_value") is not None:
+        folded["next_value"] = each(
+            lambda value, last, offsets: packed.derived_next_value(value.expand(shape), last, offsets, time_dim),
+            *("value", "bootstrap_value"),
+        )
+    for name in folded:
+        dims[name] = 0
+    for name in given.keys() & {"bootstrap_value", "cu_seqlens"}:
+        given[name] = dims[name] = None
+    return tuple(dims.values()), tuple((given | folded).values())
 
 
 def _sum_to(grad: Tensor | None, like: Tensor, needed: bool) -> Tensor | None:
@@ -94,6 +126,7 @@ def _backward_of(op: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         grads: tuple[Tensor, ...] = getattr(torch.ops.tritonrl, f"{op}_backward")(*args)
         return grads
     backward = f"{op}_backward"
+    args = packed.folded(backward, args)
     plain, counts = list(args[: len(plain_names(backward))]), None
     if any(x is not None for x in args[len(plain) :]):
         plain, counts = unmasked(backward, args)
@@ -155,14 +188,29 @@ def _gae_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     _save(ctx, *tensors, output[0], *masks)
 
 
+def _state(
+    advantage: Tensor,
+    done: Tensor,
+    time_dim: int,
+    valid: Tensor | None = None,
+    skip: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """What the gradients of the discounts see of the following step: the advantages, and what passes through skipped steps."""
+    if skip is None:
+        return advantage
+    done = packed.ended(done, cu_seqlens, advantage.shape[time_dim], time_dim)
+    return state_of(advantage, done, valid, skip, time_dim, recurrence)
+
+
 def _gae_grad(ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | None) -> tuple[Tensor | None, ...]:
     reward, value, next_value, done, terminated, gamma, lmbda, advantage, *masks = ctx.saved_tensors
     if grad_advantage is None and grad_target is None:
         return (None,) * (8 + len(masks))
     needs = ctx.needs_input_grad
     masked, with_discounts = _given(tuple(masks)), needs[5] or needs[6]
-    if with_discounts and masked and masked[1] is not None:
-        advantage = state_of(advantage, done, masked[0], masked[1], ctx.time_dim, recurrence)
+    if with_discounts:
+        advantage = _state(advantage, done, ctx.time_dim, *masked)
     grads = _backward_of(
         "gae",
         (
@@ -190,20 +238,36 @@ def _gae_extended_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.mark_non_differentiable(output[2])
 
 
+def _derived(value: Tensor, bootstrap_value: Tensor, cu_seqlens: Tensor | None, time_dim: int) -> Tensor:
+    """The next values that the kernel derived."""
+    if cu_seqlens is not None:
+        return packed.derived_next_value(value, bootstrap_value, cu_seqlens, time_dim)
+    return derived_next_value(value, bootstrap_value, None, time_dim, recurrence)
+
+
+def _derived_backward(grad_next_value: Tensor, cu_seqlens: Tensor | None, time_dim: int) -> tuple[Tensor, Tensor]:
+    """What reaches a derived next value, at the value and at the bootstrap value that it came from."""
+    if cu_seqlens is not None:
+        return packed.derived_next_value_backward(grad_next_value, cu_seqlens, time_dim)
+    steps = grad_next_value.shape[time_dim]
+    last = grad_next_value.select(time_dim, steps - 1) if steps else grad_next_value.sum(time_dim)
+    return previous_step(grad_next_value, None, time_dim), last
+
+
 def _gae_extended_grad(
     ctx: Any, grad_advantage: Tensor | None, grad_target: Tensor | None, grad_moments: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """The gradient of :func:`_gae_grad`, with what reaches a derived next value passed on to the value it came from."""
     if grad_advantage is None and grad_target is None:
         return (None,) * ctx.inputs
-    *inputs, bootstrap_value, valid, skip, advantage = ctx.saved_tensors
+    *inputs, bootstrap_value, valid, skip, cu_seqlens, advantage = ctx.saved_tensors
     reward, value, next_value, done, terminated, gamma, lmbda = inputs
     needs, time_dim, derived = ctx.needs_input_grad, ctx.time_dim, next_value is None
-    masked, with_discounts = _given((valid, skip)), needs[5] or needs[6]
-    if with_discounts and skip is not None:
-        advantage = state_of(advantage, done, valid, skip, time_dim, recurrence)
+    masked, with_discounts = _given((valid, skip, cu_seqlens)), needs[5] or needs[6]
+    if with_discounts:
+        advantage = _state(advantage, done, time_dim, *masked)
     if derived and with_discounts:
-        next_value = derived_next_value(value.expand(advantage.shape), bootstrap_value, None, time_dim, recurrence)
+        next_value = _derived(value.expand(advantage.shape), bootstrap_value, cu_seqlens, time_dim)
     grads = _backward_of(
         "gae",
         (
@@ -215,11 +279,9 @@ def _gae_extended_grad(
     grad_value, grad_next_value = grads[1], grads[2]
     grad_bootstrap = None
     if derived and grad_value is not None and grad_next_value is not None:
-        grad_value = grad_value + previous_step(grad_next_value, None, time_dim)
-        if bootstrap_value is not None and len(needs) > 9 and needs[9]:
-            steps = advantage.shape[time_dim]
-            last = grad_next_value.sum(time_dim) if not steps else grad_next_value.select(time_dim, steps - 1)
-            grad_bootstrap = _sum_to(last, bootstrap_value, True)
+        passed_on, last = _derived_backward(grad_next_value, cu_seqlens, time_dim)
+        grad_value = grad_value + passed_on
+        grad_bootstrap = _sum_to(last, bootstrap_value, len(needs) > 9 and needs[9])
     found = (
         _sum_to(grads[0], reward, needs[0]),
         _sum_to(grad_value, value, needs[1]),
@@ -227,7 +289,7 @@ def _gae_extended_grad(
         *(None, None),
         _sum_to(grads[3], gamma, needs[5]),
         _sum_to(grads[4], lmbda, needs[6]),
-        *(None, None, grad_bootstrap, None, None),
+        *(None, None, grad_bootstrap, None, None, None),
     )
     return found[: ctx.inputs]
 

@@ -7,13 +7,16 @@ empty. Everything here stays on the device: nothing is read back, and shapes dep
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .dtypes import accumulate_dtype
 from .masked import Recurrence
-from .textbook import next_step
+from .specs import ALL_SPECS, argument_names, by_name, full_shape
+from .textbook import next_step, previous_step
 
 
 def check_offsets(cu_seqlens: Tensor, shape: torch.Size, time_dim: int, device: torch.device) -> None:
@@ -48,34 +51,91 @@ def _check_values(cu_seqlens: Tensor, total: int) -> None:
         raise ValueError(f"cu_seqlens must go from 0 to {total} and never decrease, got {shown}")
 
 
-def _last_steps(cu_seqlens: Tensor, total: int) -> Tensor:
-    """Where each sequence ends; an empty one "ends" one behind the data, in a place that is cut off again."""
-    ends = cu_seqlens[1:]
-    return torch.where(ends > cu_seqlens[:-1], ends - 1, total).long()
+def ends(cu_seqlens: Tensor, total: int, time_dim: int) -> Tensor:
+    """A flag ``[total, 1, ...]`` at the last step of every sequence, of as many dimensions as there are from time on."""
+    # In front of every offset: an empty sequence repeats one, or marks a place in front of the data, which is cut off.
+    flags = torch.zeros(total + 1, dtype=torch.bool, device=cu_seqlens.device)
+    in_front = flags.index_fill(0, cu_seqlens[1:].long(), True)[1:]
+    return in_front.view([total] + [1] * (-time_dim - 1))
 
 
-def _over_features(x: Tensor, shape: torch.Size) -> Tensor:
-    return x.view([shape[0]] + [1] * (len(shape) - 1))
+def ended(done: Tensor, cu_seqlens: Tensor | None, total: int, time_dim: int) -> Tensor:
+    """``done``, and the last step of every sequence."""
+    return done if cu_seqlens is None else done | ends(cu_seqlens, total, time_dim)
 
 
-def ends(cu_seqlens: Tensor, shape: torch.Size) -> Tensor:
-    """A flag ``[total, 1, ...]`` at the last step of every sequence."""
-    flags = torch.zeros(shape[0] + 1, dtype=torch.bool, device=cu_seqlens.device)
-    at_ends = flags.index_fill(0, _last_steps(cu_seqlens, shape[0]), True)
-    return _over_features(at_ends[: shape[0]], shape)
+def is_packed(op: str, args: Sequence[Any]) -> bool:
+    """Whether a call of ``op`` is given offsets."""
+    return len(args) == len(argument_names(op)) and "cu_seqlens" in ALL_SPECS[op].optional and args[-1] is not None
+
+
+def folded(op: str, args: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments that give the same results without ``cu_seqlens``: with the ends in ``done``, but not in ``terminated``.
+
+    A next value that was to be derived is given.
+    """
+    if not is_packed(op, args):
+        return tuple(args)
+    named = by_name(op, args)
+    done, cu_seqlens, time_dim = named["done"], named.pop("cu_seqlens"), named["time_dim"]
+    shape = full_shape([args[i] for i in ALL_SPECS[op].shaped_by if args[i] is not None])
+    if "terminated" in named and named["terminated"] is None:
+        named["terminated"] = done
+    named["done"] = ended(done, cu_seqlens, shape[time_dim], time_dim)
+    if named.get("bootstrap_value") is not None:
+        value, bootstrap_value = named["value"].expand(shape), named["bootstrap_value"]
+        named["next_value"] = derived_next_value(value, bootstrap_value, cu_seqlens, time_dim)
+        named["bootstrap_value"] = None
+    return tuple(named.values())
 
 
 def derived_next_value(
-    value: Tensor, bootstrap_value: Tensor, cu_seqlens: Tensor, counts: Tensor | None, recurrence: Recurrence
+    value: Tensor,
+    bootstrap_value: Tensor,
+    cu_seqlens: Tensor,
+    time_dim: int,
+    counts: Tensor | None = None,
+    recurrence: Recurrence | None = None,
 ) -> Tensor:
-    """:func:`.masked.derived_next_value` within each sequence; ``bootstrap_value`` is ``[n, *F]``, one for each."""
-    total, time_dim = value.shape[0], -value.dim()
-    at_end = ends(cu_seqlens, value.shape)
-    each = bootstrap_value.to(value.dtype).expand(cu_seqlens.shape[0] - 1, *value.shape[1:])
-    room = value.new_zeros((total + 1, *value.shape[1:]))
-    bootstrap = room.index_copy(0, _last_steps(cu_seqlens, total), each)[:total]
-    ahead = value
-    if counts is not None:
-        keeps = torch.where(counts | at_end, 0.0, 1.0).to(accumulate_dtype(value.dtype)).expand(value.shape)
-        ahead = recurrence(keeps, torch.where(counts, value, bootstrap), None, time_dim, True).to(value.dtype)
-    return torch.where(at_end, bootstrap, next_step(ahead, None, time_dim))
+    """:func:`.masked.derived_next_value` within each sequence.
+
+    ``bootstrap_value`` has one step for each sequence, in the place of time. ``recurrence`` is needed where ``counts`` is.
+    """
+    each = bootstrap_value.to(value.dtype).expand(_with_steps(value, cu_seqlens.shape[0] - 1, time_dim))
+    if counts is not None and recurrence is not None:
+        bootstrap = _at_last_steps(torch.zeros_like(value), each, cu_seqlens, time_dim)
+        stays = counts | ends(cu_seqlens, value.shape[time_dim], time_dim)
+        keeps = torch.where(stays, 0.0, 1.0).to(accumulate_dtype(value.dtype)).expand(value.shape)
+        value = recurrence(keeps, torch.where(counts, value, bootstrap), None, time_dim, True).to(value.dtype)
+    return _at_last_steps(next_step(value, None, time_dim), each, cu_seqlens, time_dim)
+
+
+def derived_next_value_backward(grad_next_value: Tensor, cu_seqlens: Tensor, time_dim: int) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to value and bootstrap value, where every step counts."""
+    total = grad_next_value.shape[time_dim]
+    if not total:
+        return grad_next_value, grad_next_value.new_zeros(
+            _with_steps(grad_next_value, cu_seqlens.shape[0] - 1, time_dim)
+        )
+    starts = cu_seqlens[:-1]
+    starts = torch.where(starts < total, starts, 0).long()  # at the first step nothing arrives anyway
+    grad_value = previous_step(grad_next_value, None, time_dim).index_fill_(time_dim, starts, 0.0)
+    last = grad_next_value.index_select(time_dim, (cu_seqlens[1:] - 1).clamp_min(0).long())
+    is_empty = (cu_seqlens[1:] == cu_seqlens[:-1]).view([-1] + [1] * (-time_dim - 1))
+    return grad_value, torch.where(is_empty, 0.0, last)
+
+
+def _at_last_steps(x: Tensor, each: Tensor, cu_seqlens: Tensor, time_dim: int) -> Tensor:
+    """``x``, but at the last step of every sequence what there is for ``each``."""
+    total, first, behind = x.shape[time_dim], cu_seqlens[:-1], cu_seqlens[1:]
+    # An empty sequence "ends" one behind the data, in a place that is cut off again.
+    places = torch.where(behind > first, behind - 1, total).long()
+    room = torch.cat([x, x.new_zeros(_with_steps(x, 1, time_dim))], time_dim)
+    return room.index_copy(time_dim, places, each).narrow(time_dim, 0, total)
+
+
+def _with_steps(x: Tensor, steps: int, time_dim: int) -> list[int]:
+    """The shape of ``x`` with another number of steps."""
+    shape = list(x.shape)
+    shape[time_dim] = steps
+    return shape

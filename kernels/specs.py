@@ -25,8 +25,9 @@ class OpSpec(NamedTuple):
     ``outputs``: how many results of shape ``S``. ``discount_outputs``: how many more come when the last argument,
     ``with_discounts``, is true; otherwise they are empty (a schema cannot say "optional" of a result).
     ``optional``: names of tensors that follow the arguments of ``schema`` and are absent by default. A backend that knows
-    nothing of them is never asked to (:mod:`.compose`). ``moments``: one more result, of 3 numbers where the last argument
-    of ``schema`` is true, else empty.
+    nothing of them is never asked to (:mod:`.compose`). The last of them, ``cu_seqlens``, has the offsets of sequences that
+    are packed along time: the last step of each counts as done, but without ``terminated`` only ``done`` as given is terminal.
+    ``moments``: one more result, of 3 numbers where the last argument of ``schema`` is true, else empty.
     """
 
     schema: str
@@ -44,8 +45,8 @@ class OpSpec(NamedTuple):
         return arguments + "".join(f", Tensor? {name}=None" for name in self.optional) + ")" + results
 
 
-_VALID = ("valid",)
-_BOTH = ("valid", "skip")
+_WITH_VALID = ("valid", "cu_seqlens")
+_WITH_BOTH = ("valid", "skip", "cu_seqlens")
 
 
 SPECS: dict[str, OpSpec] = {
@@ -59,7 +60,7 @@ SPECS: dict[str, OpSpec] = {
         "(Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim) -> (Tensor, Tensor)",
         *((0, 1, 2), 1, 2),
-        optional=_BOTH,
+        optional=_WITH_BOTH,
     ),
     # Without next_value it comes from bootstrap_value and the values themselves, and then there are no masks.
     "gae_backward": OpSpec(
@@ -67,34 +68,34 @@ SPECS: dict[str, OpSpec] = {
         " Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
         *((3,), 3, 3, 2),
-        optional=_BOTH,
+        optional=_WITH_BOTH,
     ),
     "td_lambda_return": OpSpec(
         "(Tensor reward, Tensor next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim)"
         " -> Tensor",
         *((0, 1), 0, 1),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "td_lambda_return_backward": OpSpec(
         "(Tensor grad, Tensor next_value, Tensor returns, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim, bool with_discounts) -> (Tensor, Tensor, Tensor, Tensor)",
         *((2,), 2, 2, 2),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "reward_to_go": OpSpec(
-        "(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1, optional=_VALID
+        "(Tensor reward, Tensor done, Tensor gamma, int time_dim) -> Tensor", (0,), 0, 1, optional=_WITH_VALID
     ),
     "reward_to_go_backward": OpSpec(
         "(Tensor grad, Tensor returns, Tensor done, Tensor gamma, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor)",
         *((1,), 1, 1, 1),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "vtrace": OpSpec(
         "(Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value, Tensor next_value, Tensor done, Tensor? terminated,"
         " Tensor gamma, Tensor rho_thresh, Tensor c_thresh, int time_dim) -> (Tensor, Tensor)",
         *((0, 1, 2, 3, 4), 3, 2),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
     "vtrace_backward": OpSpec(
         "(Tensor? grad_advantage, Tensor? grad_target, Tensor log_pi, Tensor log_mu, Tensor reward, Tensor value,"
@@ -102,7 +103,7 @@ SPECS: dict[str, OpSpec] = {
         " Tensor c_thresh, int time_dim, bool with_discounts)"
         " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
         *((7,), 7, 4, 3),
-        optional=_VALID,
+        optional=_WITH_VALID,
     ),
 }
 
@@ -111,7 +112,7 @@ EXTENSIONS: dict[str, OpSpec] = {
         "(Tensor reward, Tensor value, Tensor? next_value, Tensor done, Tensor? terminated, Tensor gamma, Tensor lmbda,"
         " int time_dim, bool moments) -> (Tensor, Tensor, Tensor)",
         *((0, 1, 2), 1, 2),
-        optional=("bootstrap_value", "valid", "skip"),
+        optional=("bootstrap_value", *_WITH_BOTH),
         moments=True,
     ),
 }

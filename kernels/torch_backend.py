@@ -27,6 +27,7 @@ def _served_by(op: str, twin: Callable[..., Any]) -> Callable[..., Any]:
         filled = by_name(op, args)
         if op not in MASKED:
             filled = {name: filled[name] for name in plain_names(op)}
+        filled.pop("cu_seqlens", None)  # the ends of packed sequences stand in done (:mod:`.compose`)
         if "terminated" in filled and filled["terminated"] is None:
             filled["terminated"] = filled["done"]
         for name in ("grad_advantage", "grad_target"):

@@ -38,9 +38,11 @@ QUICK = (
     "gae/split-lanes/",
     "gae+masks/tiles/",
     "gae_extended+derived/rows/",
+    "gae_extended+derived+packed/split-rows/",
     "vtrace_backward/lanes/",
 )
 MASKS = ("valid", "skip")
+SEQUENCES = 1000
 
 
 class Launch(NamedTuple):
@@ -48,8 +50,8 @@ class Launch(NamedTuple):
 
     ``variant``: what is asked for besides the plain results, of ``discounts`` (a backward pass that also gives gradients of
     gamma, lambda and thresholds), ``masks`` (all that the op knows; with ``discounts`` only ``valid``, because no kernel gives
-    these gradients where steps are skipped), ``moments`` and ``derived`` (moments too, and a bootstrap value in the place of
-    next values), joined by ``+``.
+    these gradients where steps are skipped), ``packed`` (sequences, with offsets), ``moments`` and ``derived`` (moments too,
+    and a bootstrap value in the place of next values), joined by ``+``.
     """
 
     op: str
@@ -73,20 +75,21 @@ def variants_of(op: str) -> tuple[str, ...]:
     """What a kernel of ``op`` can be asked for."""
     spec = ALL_SPECS[op]
     if spec.moments:
-        return "moments", "derived", "moments+masks"
+        return "moments", "derived", "moments+masks", "derived+packed"
     plain = ("", "discounts") if spec.discount_outputs else ("",)
-    return plain + tuple("+".join(filter(None, (x, "masks"))) for x in plain if spec.optional)
+    more = ("masks", "packed") if spec.optional else ()
+    return plain + tuple("+".join(filter(None, (x, y))) for x in plain for y in more)
 
 
 def launches(only: Sequence[str] = (), capabilities: Sequence[int] = CAPABILITIES, quick: bool = False) -> list[Launch]:
-    """Every op on every shape in float32, and on the main shapes in every dtype, with masks on these alone; or a few.
+    """Every op on every shape in float32, and on the main shapes in every dtype, with masks or packed on these alone; or a few.
 
     The capabilities of one kernel follow one another, because most of the compiler's work is the same for all of them.
     """
     found = []
     for dtype in DTYPES:
         for shape, op in itertools.product(SHAPES if dtype == "float32" else MAIN_SHAPES, ALL_SPECS):
-            wanted = [x for x in variants_of(op) if "masks" not in x or shape in MAIN_SHAPES]
+            wanted = [x for x in variants_of(op) if shape in MAIN_SHAPES or not {"masks", "packed"} & set(x.split("+"))]
             for variant, capability in itertools.product(wanted, (90,) if quick else capabilities):
                 found.append(Launch(op, shape, dtype, variant, capability))
     if quick:
@@ -104,13 +107,19 @@ def named_arguments(launch: Launch) -> dict[str, Any]:
     derived, masked = "derived" in launch.asked, "masks" in launch.asked
     given: dict[str, Any] = {"time_dim": layout.time_dim, "reverse": True, "moments": True, "carry": None}
     given |= {"with_discounts": "discounts" in launch.asked, "bootstrap_value": None}
-    given |= dict.fromkeys(("gamma", "lmbda", "rho_thresh", "c_thresh"), number) | dict.fromkeys(MASKS)
+    given |= dict.fromkeys(("gamma", "lmbda", "rho_thresh", "c_thresh"), number) | dict.fromkeys((*MASKS, "cu_seqlens"))
     if derived:
-        without_time = [n for d, n in enumerate(shape) if d != len(shape) + layout.time_dim]
-        given |= {"next_value": None, "bootstrap_value": torch.empty(without_time, dtype=dtype)}
+        bootstrap_shape = list(shape)
+        if "packed" in launch.asked:
+            bootstrap_shape[layout.time_dim] = SEQUENCES
+        else:
+            del bootstrap_shape[layout.time_dim]
+        given |= {"next_value": None, "bootstrap_value": torch.empty(bootstrap_shape, dtype=dtype)}
     if masked:
         mask_names = MASKS[:1] if "discounts" in launch.asked else MASKS
         given |= {name: torch.empty(flag_shape, dtype=torch.bool) for name in mask_names}
+    if "packed" in launch.asked:
+        given["cu_seqlens"] = torch.empty(SEQUENCES + 1, dtype=torch.int32)
     arguments = {}
     for name in argument_names(launch.op):
         if name in given:

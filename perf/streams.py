@@ -19,7 +19,7 @@ class Stream:
     """One tensor that a kernel reads or writes: the widths of its accesses, and bytes per step.
 
     ``role``: ``data`` (read or written once), ``tap``, ``repeated`` (stands for several lanes), or ``other`` (a number, the
-    carry, a number for each lane, the workspace). ``possible``: the width that the layout allows a thread.
+    carry, a number for each lane or sequence, offsets, the workspace). ``possible``: the width that the layout allows a thread.
     """
 
     name: str
@@ -153,7 +153,7 @@ def _tensor(op: str, arguments: dict[str, Any], kind: str, index: int) -> tuple[
     recurrence = getattr(families, op)(*given)
     x, tap = recurrence.inputs[index]
     name = next((name for name, argument in arguments.items() if argument is x), f"input {index}")
-    if index in recurrence.per_lane or x.dim() == 0:
+    if index in recurrence.per_lane or index in recurrence.per_sequence or x.dim() == 0:
         return name, x, tap, "other"
     same = [i for i, (other, other_tap) in enumerate(recurrence.inputs) if other is x and (other_tap == 0 or i < index)]
     return name + (f"[t{tap:+d}]" if tap else ""), x, tap, "tap" if tap and same else "data"

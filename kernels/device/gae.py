@@ -28,9 +28,13 @@ def gae_coefficients(x, is_last, KINDS: tl.constexpr):
 def gae_derived_coefficients(x, is_last, KINDS: tl.constexpr):
     """:func:`gae_coefficients` with ``V'`` derived: the value of the following step, at the end a bootstrap value.
 
-    Inputs: as there, with the value of the following step in the place of next_value, and the bootstrap value behind them.
+    Inputs: as there, with the value of the following step in the place of next_value, and behind them the bootstrap value, and
+    where sequences are packed, whether one ends.
     """
-    next_value = tl.where(is_last, x[7], x[2])
+    if len(KINDS) > 8:
+        next_value = tl.where(x[8], x[7], x[2])
+    else:
+        next_value = tl.where(is_last, x[7], x[2])
     return gae_coefficients((x[0], x[1], next_value, x[3], x[4], x[5], x[6]), is_last, KINDS)
 
 

@@ -10,8 +10,10 @@ import triton
 import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
-from .memory import STEPS, as_bytes, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
+from .memory import ENDED, as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
+from .packed import closing, with_ends
+from .rows import in_order
 from .scan import apply
 
 
@@ -27,10 +29,10 @@ def step_at(place, steps, REVERSE: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr, UNITS: tl.constexpr,
               outer, inner, t, steps, mask, ACC: tl.constexpr):  # fmt: skip
-    """The value of every input at step ``t`` for a strip of lanes."""
+    """The value of every input at step ``t`` for a strip of lanes; of what knows of ends (``ENDED``), still the byte."""
     x = ()
     for n in tl.static_range(len(KINDS)):
-        if KINDS[n] == STEPS:
+        if is_stepped(KINDS[n]):
             lane = lane_offset(strides, UNITS, n, outer, inner)
             s = t
             there = mask
@@ -38,14 +40,18 @@ def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr
                 s = t + TAPS[n]
                 there = mask & (s >= 0) & (s < steps)
             loaded = tl.load(as_bytes(inputs[n]) + (lane + time_offset(strides, UNITS, n, s)), there, other=0)
-            x = x + (raised(loaded, inputs[n].dtype.element_ty, ACC),)
+            if KINDS[n] == ENDED:
+                x = x + (loaded,)
+            else:
+                x = x + (raised(loaded, inputs[n].dtype.element_ty, ACC),)
         else:
             x = x + (uniforms[n],)
     return x
 
 
 @triton.jit
-def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, lane_count, inner_size, steps,
+def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, partials, lane_count, inner_size,
+          steps,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
           MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
           REVERSE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, ACC: tl.constexpr,
@@ -54,8 +60,8 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
 
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
     ``FINISH(inputs at t, state entering t, state at t)``. Strides and numbers of lanes are counted in ``UNITS`` and ``WIDTH``
-    as in :func:`.rows.rows`. With ``BY_OUTER`` the second grid axis is the outer index. ``MASKS``:
-    see :mod:`.masks`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
+    as in :func:`.rows.rows`. With ``BY_OUTER`` the second grid axis is the outer index. ``MASKS``: see :mod:`.masks`.
+    ``packed``: see :mod:`.packed`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
     """
     block, outer_index = tl.program_id(0), tl.program_id(1)
     if WIDE:
@@ -81,20 +87,29 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
             t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
             xs = xs + (load_step(inputs, strides, uniforms, KINDS, TAPS, UNITS, outer, inner, t, steps, mask, ACC),)
+        if packed is not None:
+            # With the data on their way: the search has branches, over which the compiler moves no load.
+            lowest = step_at(first + UNROLL - 1 if REVERSE else first, steps, REVERSE, WIDE)
+            known = closing(packed, lowest, lowest - 1, lowest + UNROLL, KINDS, TAPS, UNROLL)
         for k in tl.static_range(UNROLL):
             t = step_at(first + k, steps, REVERSE, WIDE)
             mask = in_range & (first + k < steps)
             is_last = t == steps - 1
-            a, b = masked_coefficients(xs[k], is_last, COEFFICIENTS, KINDS, MASKS)
+            x = xs[k]
+            if packed is not None:
+                x = with_ends(
+                    x, known, in_order(k, UNROLL, REVERSE), inputs, strides, outer, inner, mask, KINDS, TAPS, UNITS, ACC
+                )
+            a, b = masked_coefficients(x, is_last, COEFFICIENTS, KINDS, MASKS)
             entering = state
             state = apply(a, b, entering)
-            results = masked_finish(xs[k], entering, state, is_last, FINISH, KINDS, MASKS)
+            results = masked_finish(x, entering, state, is_last, FINISH, KINDS, MASKS)
             if partials is not None:
-                is_counted = tl.where(mask, counts(xs[k], MASKS), False)
+                is_counted = tl.where(mask, counts(x, MASKS), False)
                 count, mean, m2 = add_moments(count, mean, m2, results[0], is_counted)
             for n in tl.static_range(len(outputs)):
                 lane = lane_offset(out_strides, OUT_UNITS, n, outer, inner)
-                x = results[n].to(outputs[n].dtype.element_ty)
-                tl.store(outputs[n] + (lane + time_offset(out_strides, OUT_UNITS, n, t)), x, mask)
+                y = results[n].to(outputs[n].dtype.element_ty)
+                tl.store(outputs[n] + (lane + time_offset(out_strides, OUT_UNITS, n, t)), y, mask)
     if partials is not None:
         store_moments(partials, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), count, mean, m2)

@@ -1,10 +1,14 @@
-"""How a kernel reads its inputs. An input is one of four kinds, known at compile time:
+"""How a kernel reads its inputs. An input is one of a few kinds, known at compile time:
 
 - ``ABSENT``: not given. No code is generated for it; the stage functions find a 0 in its place and look at its kind.
 - ``NUMBER``: a number passed by value.
 - ``UNIFORM``: a pointer to one element for all steps and lanes (a 0-dim or fully broadcast tensor), read once.
 - ``STEPS``: a pointer with its strides; a stride of zero broadcasts.
 - ``LANES``: a pointer to one element for each lane, the same at all steps, read once by each program.
+- ``ENDED``: a flag of kind ``STEPS`` that is also true where a packed sequence ends (:mod:`.packed`).
+- ``AS_READ``: nothing of its own in memory: the flag in front of it, which is ``ENDED``, without the ends.
+- ``ENDS``: nothing in memory either: whether a packed sequence ends at the step.
+- ``SEQUENCES``: a pointer to one element for each lane of each packed sequence, read where that ends, 0 elsewhere.
 
 Lanes (everything that is not time) are numbered ``lane = outer * inner_size + inner``; strides come as
 ``(outer, time, inner)``. A *tap* of +1 or -1 reads the following or the preceding step instead, zero beyond the ends.
@@ -20,6 +24,16 @@ NUMBER = tl.constexpr(1)
 UNIFORM = tl.constexpr(2)
 STEPS = tl.constexpr(3)
 LANES = tl.constexpr(4)
+ENDED = tl.constexpr(5)
+AS_READ = tl.constexpr(6)
+ENDS = tl.constexpr(7)
+SEQUENCES = tl.constexpr(8)
+
+
+@triton.constexpr_function
+def is_stepped(kind):
+    """Whether an input of this kind is read step by step."""
+    return int(kind) in (int(STEPS), int(ENDED))
 
 
 @triton.jit

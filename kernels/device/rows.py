@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
-from .memory import STEPS, as_bytes, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
+from .memory import as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, store_moments
+from .packed import closing, with_ends
 from .scan import apply, combine, combine_both, join_vector, split_vector
 
 
@@ -32,9 +33,9 @@ def accesses_of(V, STACKED):
 
 
 @triton.constexpr_function
-def place_of(n, k, KINDS, KIND, V, STACKED):
-    """Where the ``k``-th access to the ``n``-th input stands among what is fetched of the inputs of one kind."""
-    return k + sum(int(KINDS[i]) == int(KIND) for i in range(n)) * (V if STACKED else 1)
+def place_of(n, k, KINDS, V, STACKED):
+    """Where the ``k``-th access to the ``n``-th input stands among what is fetched."""
+    return k + sum(is_stepped(KINDS[i]) for i in range(n)) * (V if STACKED else 1)
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def fetch_vectors(inputs, strides, KINDS: tl.constexpr, TAPS: tl.constexpr, UNIT
     there = beside_time(mask, V, STACKED)
     fetched = ()
     for n in tl.static_range(len(KINDS)):
-        if KINDS[n] == STEPS:
+        if is_stepped(KINDS[n]):
             lane = beside_time(lane_offset(strides, UNITS, n, outer, inner)[:, None], V, STACKED)
             for k in tl.static_range(accesses_of(V, STACKED)):
                 t = time_of(vector, k, V, STACKED)
@@ -84,29 +85,47 @@ def fetch_vectors(inputs, strides, KINDS: tl.constexpr, TAPS: tl.constexpr, UNIT
 
 
 @triton.jit
-def open_vectors(fetched, inputs, uniforms, KINDS: tl.constexpr, V: tl.constexpr, STACKED: tl.constexpr,
-                 ACC: tl.constexpr):  # fmt: skip
-    """For each of the ``V`` steps of a vector, a tuple with the value of every input, from :func:`fetch_vectors`."""
+def split_vectors(fetched, inputs, KINDS: tl.constexpr, V: tl.constexpr, STACKED: tl.constexpr, ACC: tl.constexpr):
+    """For each input that is read step by step, its value at each of the ``V`` steps, from :func:`fetch_vectors`."""
     split = ()
     for n in tl.static_range(len(KINDS)):
-        if KINDS[n] == STEPS:
+        if is_stepped(KINDS[n]):
             pieces = ()
             for k in tl.static_range(accesses_of(V, STACKED)):
-                x = fetched[place_of(n, k, KINDS, STEPS, V, STACKED)]
+                x = fetched[place_of(n, k, KINDS, V, STACKED)]
                 pieces = pieces + (raised(x, inputs[n].dtype.element_ty, ACC),)
             if not STACKED:
                 pieces = split_vector(pieces[0], V)
             split = split + (pieces,)
         else:
             split = split + (0,)
+    return split
+
+
+@triton.jit
+def open_tile(fetched, packed, inputs, strides, uniforms, outer, inner, first, vector, vectors, mask, KINDS: tl.constexpr,
+              TAPS: tl.constexpr, UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, Q: tl.constexpr,
+              STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """For each of the ``V`` steps of a vector, a tuple with the value of every input, from :func:`fetch_vectors`.
+
+    The tile is processed from the ``first``-th vector on.
+    """
+    if packed is not None:
+        lowest = vectors - first - Q if REVERSE else first
+        known = closing(packed, vector[None, :] * V, lowest * V - 1, (lowest + Q) * V, KINDS, TAPS, V)
+    split = split_vectors(fetched, inputs, KINDS, V, STACKED, ACC)
     by_step = ()
     for j in tl.static_range(V):
         one = ()
         for n in tl.static_range(len(KINDS)):
-            if KINDS[n] == STEPS:
+            if is_stepped(KINDS[n]):
                 one = one + (split[n][j],)
             else:
                 one = one + (uniforms[n],)
+        if packed is not None:
+            one = with_ends(
+                one, known, j, inputs, strides, outer[:, None], inner[:, None], mask, KINDS, TAPS, UNITS, ACC
+            )
         by_step = by_step + (one,)
     return by_step
 
@@ -209,12 +228,17 @@ def vectors_at(first, vectors, in_range, REVERSE: tl.constexpr, Q: tl.constexpr,
 
 
 @triton.jit
-def run_tile(fetched, carry, moments, inputs, uniforms, outputs, out_strides, outer, inner, vector, mask, steps,
-             COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, MASKS: tl.constexpr,
-             OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
-             Q: tl.constexpr, STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def run_tile(fetched, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
+             vector, vectors, mask, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr,
+             TAPS: tl.constexpr, MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+             REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, STACKED: tl.constexpr,
+             ACC: tl.constexpr):  # fmt: skip
     """Compute a tile from what was fetched, write it, and return the state that leaves it and the moments so far."""
-    xs = open_vectors(fetched, inputs, uniforms, KINDS, V, STACKED, ACC)
+    xs = open_tile(
+        fetched, packed, inputs, strides, uniforms, outer, inner, first, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
+        V, Q, STACKED, ACC,
+    )  # fmt: skip
+    steps = vectors * V
     maps, a, b, a_before, b_before = compose_tile(xs, vector, steps, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q)
     entering = apply(a_before, b_before, carry)
     results = walk_tile(xs, maps, entering, vector, steps, FINISH, KINDS, MASKS, REVERSE, V)
@@ -226,7 +250,7 @@ def run_tile(fetched, carry, moments, inputs, uniforms, outputs, out_strides, ou
 
 
 @triton.jit
-def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, lanes, inner_size, vectors,
+def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, partials, lanes, inner_size, vectors,
          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
          REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, WIDTH: tl.constexpr,
@@ -237,8 +261,8 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partial
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
     ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Strides are counted in ``UNITS``
     elements and the numbers of lanes, ``lanes`` and ``inner_size``, in ``WIDTH`` of them: what is a multiple of a 16-byte
-    access is so for the compiler to see. ``SINGLE``: there is one outer index. ``MASKS``: see :mod:`.masks`. ``partials``:
-    room for three numbers a program where moments are wanted (:mod:`.moments`).
+    access is so for the compiler to see. ``SINGLE``: there is one outer index. ``MASKS``: see :mod:`.masks`. ``packed``: see
+    :mod:`.packed`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
 
     ``CHUNKED``: time is longer than a tile. With ``AHEAD``, the next tile is then fetched before this one is computed, so that
     its loads are in flight while the scan exchanges and the carry is on its way.
@@ -270,13 +294,13 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, partial
             else:
                 tile = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, steps, mask, V, STACKED)
             carry, moments = run_tile(
-                tile, carry, moments, inputs, uniforms, outputs, out_strides, outer, inner, vector, mask, steps,
-                COEFFICIENTS, FINISH, KINDS, MASKS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+                tile, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first, vector,
+                vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
             )  # fmt: skip
     else:
         carry, moments = run_tile(
-            fetched, carry, moments, inputs, uniforms, outputs, out_strides, outer, inner, vector, mask, steps,
-            COEFFICIENTS, FINISH, KINDS, MASKS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+            fetched, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, 0, vector,
+            vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
         )  # fmt: skip
     if partials is not None:
         store_moments(partials, tl.program_id(0), moments[0], moments[1], moments[2])

@@ -44,7 +44,7 @@ from .rows import (
     at_end,
     compose_tile,
     fetch_vectors,
-    open_vectors,
+    open_tile,
     rows_at,
     store_vectors,
     tile_moments,
@@ -207,8 +207,8 @@ def first_state(carry_in, carry_strides, outer, inner, in_range, ROWS: tl.conste
 
 
 @triton.jit
-def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partials, flags, published, lanes,
-          inner_size, vectors, blocks,
+def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, partials, flags, published,
+          lanes, inner_size, vectors, blocks,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
           MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
           REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
@@ -227,7 +227,10 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, partia
     uniforms = load_uniforms(inputs, KINDS, ACC)
     uniforms = load_lanes(inputs, strides, uniforms, KINDS, UNITS, outer[:, None], inner[:, None], in_range, ACC)
     fetched = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, vectors * V, mask, V, STACKED)
-    xs = open_vectors(fetched, inputs, uniforms, KINDS, V, STACKED, ACC)
+    xs = open_tile(
+        fetched, packed, inputs, strides, uniforms, outer, inner, tile * Q, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
+        V, Q, STACKED, ACC,
+    )  # fmt: skip
     maps, a, b, a_before, b_before = compose_tile(
         xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tritonrl.kernels import check
 from tritonrl.kernels.backend import interpreting
-from tritonrl.kernels.specs import SPECS
+from tritonrl.kernels.specs import SPECS, by_name
 
 pytest.importorskip("triton", reason="the kernels are compiled by Triton")
 if interpreting():
@@ -207,6 +207,27 @@ def test_what_is_absent_costs_nothing() -> None:
     assert len(found.accesses) == 3
 
 
+@pytest.mark.parametrize("layout", ["time contiguous", "lanes contiguous", "one long row"])
+@pytest.mark.parametrize(("op", "with_terminated"), [("gae", True), ("gae", False), ("vtrace_backward", False)])
+def test_the_ends_of_packed_sequences_cost_only_reads_of_the_offsets(
+    op: str, with_terminated: bool, layout: str
+) -> None:
+    """Data and flags are read and written as without them; done once, even where it also is what is terminal."""
+    given = by_name(op, arguments(op, layout, with_discounts=False))
+    if not with_terminated:
+        given["terminated"] = None
+    plain = compile_for(op, list(given.values()), 90)
+    given["cu_seqlens"] = torch.empty(1000, dtype=torch.int64)
+    packed = compile_for(op, list(given.values()), 90)
+    assert packed.plan == plain.plan
+    assert (packed.spilled_bytes, packed.stack_bytes) == (0, 0)
+    assert 0 < packed.registers <= plain.registers + 48
+    offsets = packed.accesses.pop("ld.global.b64")
+    assert packed.accesses == plain.accesses
+    places = packed.plan.unroll if packed.plan.strategy == "lanes" else packed.plan.vector
+    assert offsets >= 2 + 2 * places  # the span; for every step, the offset that closes it
+
+
 def test_rows_that_are_not_aligned_get_narrower_accesses_and_no_spills() -> None:
     names = [argument.name for argument in torch.ops.tritonrl.gae.default._schema.arguments]
     args = arguments("gae", "time contiguous")
@@ -229,6 +250,7 @@ def test_offsets_beyond_two_to_the_31_compile_without_spills() -> None:
             return full.t() if transposed else full
 
         args = [large(x) for x in check._arguments("gae", 2, 2, "cpu", transposed)]
+        args += [None, None, torch.empty(1000, dtype=torch.int32)]
         found = compile_for("gae", args, 90)
         assert any(prepared.constants["WIDE"] for prepared in launch._prepared.values())
         assert (found.spilled_bytes, found.stack_bytes) == (0, 0)

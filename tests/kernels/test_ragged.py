@@ -424,6 +424,10 @@ for strategy, size, layout in cases:
     launch.choose_plan = small(strategy, layout)
     launch._prepared.clear()
     for variant in check._variants():
+        # With masks: packed in two of the cases, and in the other two not.
+        masked = "valid" in variant.optional
+        if masked and ("cu_seqlens" in variant.optional) != (strategy == "lanes" or size == (10, 3)):
+            continue
         if variant.optional or variant.op == "gae_extended":
             result = check._check(variant, "cpu", [size], [layout])
             assert result.backend == "triton"
@@ -441,7 +445,7 @@ def test_triton_kernels_in_the_interpreter_agree_with_the_twin_in_every_strategy
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("ok=True") == 44
+    assert done.stdout.count("ok=True") == 48
 
 
 @pytest.mark.skipif(bool(int(os.environ.get("TRITON_INTERPRET", "0"))), reason="compiled code needs the real compiler")

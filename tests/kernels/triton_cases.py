@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from tritonrl.kernels.backend import interpreting
 from tritonrl.kernels.geometry import Lanes
 from tritonrl.kernels.plan import Plan, ceil_div
 
-from . import oracle
+from . import oracle, ragged_oracle
 from .arguments import (
     DATA,
     Args,
@@ -41,6 +42,7 @@ from .arguments import LAYOUTS as ALL_LAYOUTS
 
 DEVICE = "cpu" if interpreting() else "cuda"
 # The general recurrence always with a carry: without one it is a part of all the others.
+PACKABLE = ("gae", "td_lambda_return", "reward_to_go", "vtrace")
 OPS = ("linear_recurrence_carried", "linear_recurrence_forwards", "gae", "td_lambda_return", "reward_to_go", "vtrace")
 
 
@@ -299,6 +301,108 @@ def test_nothing_passes_a_cut(strategy: str, force: Force) -> None:
             if name == "a":  # at the cut it is what lies behind, unless that is no number
                 found[:, 2] = wanted[:, 2] = 0.0
             assert_close(found, wanted, (op, name), 1e-5)
+
+
+# Twelve steps in sequences of several, of one, and of none at the start, in the middle and at the end.
+OFFSETS = torch.tensor([0, 0, 5, 6, 6, 12, 12])
+
+
+def each_alone(x: Any) -> list[Any]:
+    """What belongs to the steps of each sequence; a number belongs to all."""
+    spans = [slice(i, j) for i, j in itertools.pairwise(OFFSETS.tolist()) if i < j]
+    return [x[span] if isinstance(x, Tensor) and x.dim() else x for span in spans]
+
+
+def check_packed(op: str, args: Args, dtype: torch.dtype) -> None:
+    """Results and gradients of the packed sequences are those of the oracle, asked for each sequence alone."""
+    given = to_device(args) | {"cu_seqlens": OFFSETS.to(DEVICE, dtype)}
+    alone = [dict(zip(args, one, strict=True)) for one in zip(*map(each_alone, args.values()), strict=True)]
+    expected = zip(*(oracle.compute(op, one, 0) for one in alone), strict=True)
+    for actual, wanted in zip(run(op, given, 0), expected, strict=True):
+        assert_close(actual, torch.cat(wanted), op)
+    names = tuple(n for n in floating(op) if isinstance(args[n], Tensor))
+    upstream = tuple(g.to(given[DATA[op][0]]) for g in upstream_for(op, args))
+    actual_gradients = gradients(op, given, 0, upstream, names)
+    each = zip(*map(each_alone, upstream), strict=True)
+    found = [oracle.gradients(op, one, 0, grads, names) for one, grads in zip(alone, each, strict=True)]
+    for name in names:
+        assert_close(actual_gradients[name], torch.cat([one[name] for one in found]), (op, name), 1e-5)
+
+
+@pytest.mark.parametrize("op", PACKABLE)
+def test_rows_end_where_packed_sequences_do(op: str, force: Force) -> None:
+    force("rows", lanes=1, vector=2, vectors=2)
+    check_packed(op, hide_nan(convert(draw(op, (12,), 0, ends=0.2, discounts="step"), torch.float32)), torch.int32)
+
+
+@pytest.mark.parametrize("op", PACKABLE)
+def test_strips_end_where_packed_sequences_do(op: str, force: Force) -> None:
+    """Without terminated, an end that is not done bootstraps, and one that is done does not."""
+    force("lanes", lanes=2, unroll=3)
+    args = convert(draw(op, (12, 3), 0, ends=0.3), torch.float32)
+    args.pop("terminated", None)
+    check_packed(op, hide_nan(args), torch.int64)
+
+
+@pytest.mark.parametrize("op", ["gae", "vtrace"])
+def test_tiles_that_look_back_end_where_packed_sequences_do(op: str, force: Force) -> None:
+    force("split", lanes=2, vector=2, vectors=2, width=2, stacked=True)
+    args = convert(draw(op, (12, 4), 0, ends=0.1, discounts="step"), torch.float32)
+    args.pop("terminated")
+    check_packed(op, {n: one_flag(0, x) if isinstance(x, Tensor) else x for n, x in args.items()}, torch.int32)
+
+
+def derived_alone(args: Args, value: Tensor, bootstrap_value: Tensor) -> list[Tensor]:
+    """Results of the oracle for each sequence with a bootstrap value of its own, one behind the other."""
+    found = []
+    for i, (first, behind) in enumerate(itertools.pairwise(OFFSETS.tolist())):
+        if first < behind:
+            one = {n: x[first:behind] if isinstance(x, Tensor) else x for n, x in (args | {"value": value}).items()}
+            found.append(ragged_oracle.compute("gae", one | {"bootstrap_value": bootstrap_value[i]}, 0))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("features", "plan"),
+    [
+        ((), {"strategy": "rows", "lanes": 1, "vector": 2, "vectors": 2}),
+        ((3,), {"strategy": "lanes", "lanes": 2, "unroll": 3}),
+        ((4,), {"strategy": "split", "lanes": 2, "vector": 2, "vectors": 2, "width": 2, "stacked": True}),
+    ],
+)
+def test_next_values_of_packed_sequences_are_derived_in_the_kernel(
+    features: tuple[int, ...], plan: dict[str, Any], force: Force
+) -> None:
+    """A sequence without steps has a bootstrap value that nobody reads."""
+    force(**plan)
+    args = convert(draw("gae", (12, *features), 0, ends=0.2), torch.float32) | {"next_value": None}
+    if features:
+        del args["terminated"]
+    empty = (OFFSETS[1:] == OFFSETS[:-1]).view(-1, *(1 for _ in features))
+    drawn = torch.randn(6, *features, generator=torch.Generator().manual_seed(3))
+    leaves = [x.requires_grad_() for x in (args.pop("value"), drawn.masked_fill(empty, math.nan))]
+    given = to_device(args) | {"cu_seqlens": OFFSETS.to(DEVICE, torch.int32)}
+    value, bootstrap_value = (x.to(DEVICE) for x in leaves)
+    results = run("gae", given | {"value": value, "bootstrap_value": bootstrap_value}, 0)
+    expected = derived_alone(args, *leaves)
+    upstream = upstream_for("gae", args | {"value": leaves[0], "next_value": args["reward"]})
+    for actual, wanted in zip(results, expected, strict=True):
+        assert_close(actual, wanted.detach())
+    found = torch.autograd.grad(results, leaves, [g.to(y) for g, y in zip(upstream, results, strict=True)])
+    for x, y in zip(found, torch.autograd.grad(expected, leaves, upstream), strict=True):
+        assert_close(x, y.double(), "", 1e-5)
+
+
+def test_bootstrap_values_in_a_layout_of_their_own_are_copied_with_the_data() -> None:
+    shape = (12, 2, 2, 2)
+    args = convert(draw("gae", shape, 0), torch.float32)
+    args |= {"next_value": None, "bootstrap_value": torch.randn(6, *shape[1:])}
+    args = {n: scattered(i, x) if isinstance(x, Tensor) else x for i, (n, x) in enumerate(args.items())}
+    args |= {"cu_seqlens": OFFSETS}
+    with kernels.use_backend("torch"):
+        expected = run("gae", args, 0)
+    for actual, wanted in zip(run("gae", to_device(args), 0), expected, strict=True):
+        assert_close(actual, wanted.double())
 
 
 def test_a_nan_that_nothing_hides_is_shown(force: Force) -> None:
