@@ -22,20 +22,21 @@ from .textbook import counted
 
 def serves_itself(op: str, args: Sequence[Any], backend: Any) -> bool:
     """Whether the module ``backend`` has a function of its own for this call."""
-    if is_packed(op, args) and not _knows_ends(op, backend):
+    if is_packed(op, args) and not knows_ends(op, backend):
         return False
     if op == "gae_extended":
         return hasattr(backend, op)
     return op in getattr(backend, "MASKED", ()) or all(x is None for x in args[len(plain_names(op)) :])
 
 
-def _knows_ends(op: str, backend: Any) -> bool:
+def knows_ends(op: str, backend: Any) -> bool:
+    """Whether the module ``backend`` finds the ends of packed sequences itself."""
     return op in getattr(backend, "PACKED", ())
 
 
 def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
     """Run ``op`` on the module ``backend``, by composition where it does not know what is asked for."""
-    if not _knows_ends(op, backend):
+    if not knows_ends(op, backend):
         args = folded(op, args)
     if op == "gae_extended":
         check_extended(args)

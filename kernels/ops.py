@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import gradients, packed
 from .backend import backend_for
-from .compose import serve
+from .compose import knows_ends, serve
 from .masked import derived_next_value, select, state_of, unmasked
 from .specs import ALL_SPECS, allocate, argument_names, by_name, plain_names
 from .textbook import previous_step
@@ -439,6 +439,8 @@ def call(op: str, *args: Any) -> Any:
     than a small rollout.
     """
     if not torch.compiler.is_compiling():
+        if packed.is_packed(op, args) and nobody_listens() and not knows_ends(op, backend_for(args[-1].device)):
+            args = packed.folded(op, args)  # once, for the backward pass too
         if torch._C._are_functorch_transforms_active():
             return _FUNCTIONS[op].apply(*args)
         if _needs_no_dispatcher(args):

@@ -67,6 +67,7 @@ def _served_by(kernel: Op) -> Callable[..., Any]:
     """The backend function of an op: its tensors stand in front of its schema, its masks behind it."""
     op, names = kernel.name, plain_names(kernel.name)
     tensors, plain = names.index("time_dim"), len(names)
+    masks = slice(plain, plain + len(set(ALL_SPECS[op].optional) & {"valid", "skip"}))
     done = names.index("done")
     terminated = names.index("terminated") if "terminated" in names else done
 
@@ -75,7 +76,7 @@ def _served_by(kernel: Op) -> Callable[..., Any]:
         arguments = list(args[:tensors])
         if arguments[terminated] is None:
             arguments[terminated] = arguments[done]
-        run(kernel, arguments, results, args[tensors], args[plain:])
+        run(kernel, arguments, results, args[tensors], args[masks])
         return results if len(results) > 1 else results[0]
 
     function.__name__ = function.__qualname__ = op
