@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .backend import BackendUnavailable, choose, describe, import_problem, module_of
 from .compose import serves_itself
+from .geometry import TooScattered
 from .plan import decide
 from .specs import ALL_SPECS, allocate, by_name, step_results
 from .tables import table_for
@@ -144,17 +145,17 @@ def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocess
     problem = import_problem("triton")
     if problem is not None:
         return f"on a GPU: cannot say, {problem}"
-    families, launch = (importlib.import_module(f".{name}", __package__) for name in ("families", "launch"))
-    count, name = launch.device_of(device) if device.type == "cuda" else (_DEFAULT_MULTIPROCESSORS, None)
+    families, preparation = (importlib.import_module(f".{name}", __package__) for name in ("families", "preparation"))
+    count, name = preparation.device_of(device) if device.type == "cuda" else (_DEFAULT_MULTIPROCESSORS, None)
     count = count if multiprocessors is None else multiprocessors
     recurrence = getattr(families, call.op)(*call.args)
     time_dim = by_name(call.op, call.args)["time_dim"]
     try:
-        prepared = launch._prepare(recurrence, outputs, time_dim, count, name)
+        prepared = preparation.prepare(recurrence, outputs, time_dim, count, name)
         note = ""
-    except launch.TooScattered as error:
-        recurrence = launch.one_layout(recurrence, outputs[0], time_dim)
-        prepared = launch._prepare(recurrence, outputs, time_dim, count, name)
+    except TooScattered as error:
+        recurrence = preparation.one_layout(recurrence, outputs[0], time_dim)
+        prepared = preparation.prepare(recurrence, outputs, time_dim, count, name)
         note = f"; the inputs are first copied into one layout, because {error}"
     table = table_for(name)
     origin = f"measured: {table.measured}" if table.measured else "by the default table, which nobody measured"

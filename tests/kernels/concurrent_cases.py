@@ -82,7 +82,7 @@ def _small_windows_and_poisoned_workspace(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def lazily(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Whether tiles wait for what a cut makes needless."""
-    real = launch._prepare
+    real = launch.prepare
 
     def use(lazy: bool) -> None:
         def prepare(*args: Any) -> launch.Prepared:
@@ -91,7 +91,7 @@ def lazily(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
             return prepared
 
         launch._prepared.clear()
-        monkeypatch.setattr(launch, "_prepare", prepare)
+        monkeypatch.setattr(launch, "prepare", prepare)
 
     return use
 

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from tritonrl import kernels
-from tritonrl.kernels import backend, check, direct, eager, launch, repeat
+from tritonrl.kernels import backend, check, direct, eager, launch, preparation, repeat
 
 
 class Launched(NamedTuple):
@@ -292,7 +292,7 @@ def test_the_kernel_for_a_pointer_off_alignment_is_promised_nothing_of_it() -> N
     args, unpromised = gae_args(), []
     for given in (args, args | {"value": shifted(args["value"])}):
         ((found,), _, _) = noted(gae(given))
-        caches = launch.rows_kernel.device_caches.values()
+        caches = preparation.rows_kernel.device_caches.values()
         (kernel,) = (x for cache in caches for x in cache[0].values() if x.function == found.function)
         pointers = {(0, i) for i in range(5)}  # reward, value, next value, done, terminated
         unpromised.append(
@@ -341,7 +341,7 @@ def changed(owner: Any, name: str, value: Any) -> Iterator[None]:
     [
         (knobs.runtime, "debug", True),
         (knobs.runtime, "add_stages_inspection_hook", lambda *args: ("key", "hash") if not args else None),
-        (launch.rows_kernel, "pre_run_hooks", [lambda *args, **kwargs: None]),
+        (preparation.rows_kernel, "pre_run_hooks", [lambda *args, **kwargs: None]),
     ],
     ids=["debug", "add_stages_inspection_hook", "pre_run_hooks"],
 )

@@ -316,14 +316,14 @@ def test_layouts_without_end_do_not_eat_the_memory() -> None:
 
 
 def test_numbers_go_by_value_and_the_absent_is_left_out() -> None:
-    from tritonrl.kernels import launch
+    from tritonrl.kernels import preparation
 
     def kinds(dtype: torch.dtype, gamma: Tensor, terminated: Tensor | None) -> tuple[int, ...]:
         x, done = torch.empty(6, 8, dtype=dtype), torch.empty(6, 8, dtype=torch.bool)
         kept: tuple[int, ...] = prepared("gae", x, x, x, done, terminated, gamma, torch.tensor(0.9), -1).kinds
         return kept[4:]
 
-    absent, number, uniform, steps = launch._ABSENT, launch._NUMBER, launch._UNIFORM, launch._STEPS
+    absent, number, uniform, steps = preparation._ABSENT, preparation._NUMBER, preparation._UNIFORM, preparation._STEPS
     flag = torch.empty(6, 8, dtype=torch.bool)
     assert kinds(torch.float32, torch.tensor(0.9), None) == (absent, number, number)
     assert kinds(torch.float32, torch.tensor(0.9).expand(6, 8), flag) == (steps, uniform, number)

@@ -402,7 +402,7 @@ def test_bad_arguments_get_errors_that_name_them() -> None:
 
 INTERPRETED = """
 import sys
-from tritonrl.kernels import check, launch, plan
+from tritonrl.kernels import check, launch, plan, preparation
 from tritonrl.kernels.plan import Plan, ceil_div
 
 def small(strategy, across):
@@ -421,7 +421,7 @@ def small(strategy, across):
 wrong = []
 cases = (("rows", (10, 3), False), ("rows", (6, 4), True), ("lanes", (5, 3), True), ("split", (8, 2), False))
 for strategy, size, layout in cases:
-    launch.choose_plan = small(strategy, layout)
+    preparation.choose_plan = small(strategy, layout)
     launch._prepared.clear()
     for variant in check._variants():
         # With masks: packed in two of the cases, and in the other two not.

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from tritonrl import kernels
-from tritonrl.kernels import launch
+from tritonrl.kernels import launch, preparation
 from tritonrl.kernels.backend import interpreting
-from tritonrl.kernels.geometry import Lanes
+from tritonrl.kernels.geometry import Lanes, TooScattered
 from tritonrl.kernels.plan import Plan, ceil_div
 
 from . import oracle, ragged_oracle
@@ -88,7 +88,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
                 grid = (blocks * ceil_div(sizes.steps, vector * vectors),)
             return Plan(strategy, grid, lanes, 1, vector, vectors, unroll, by_outer, width, stacked, ahead)
 
-        monkeypatch.setattr(launch, "choose_plan", choose)
+        monkeypatch.setattr(preparation, "choose_plan", choose)
         launch._prepared.clear()
 
     return forced
@@ -422,14 +422,14 @@ def test_with_lambda_one_the_next_value_of_an_open_step_may_be_nan(force: Force)
 @pytest.mark.parametrize("op", ["td_lambda_return", "linear_recurrence_forwards"])
 def test_a_tile_may_have_to_look_back_to_the_very_first(op: str, force: Force, monkeypatch: pytest.MonkeyPatch) -> None:
     force("split", lanes=2, vectors=2)
-    real = launch._prepare
+    real = launch.prepare
 
     def lazy(*args: Any) -> launch.Prepared:
         prepared = real(*args)
         prepared.constants["LAZY"] = True
         return prepared
 
-    monkeypatch.setattr(launch, "_prepare", lazy)
+    monkeypatch.setattr(launch, "prepare", lazy)
     check(op, convert(draw(op, (2, 7), -1, ends=0.05), torch.float32), -1)
 
 
@@ -437,8 +437,8 @@ def test_lane_dimensions_that_do_not_merge_are_copied_into_one_layout() -> None:
     op = "linear_recurrence_carried"
     args = convert(draw(op, (2, 3, 2, 2, 3), 2), torch.float32)
     args = {name: scattered(i + 1, x) for i, (name, x) in enumerate(args.items())}
-    with pytest.raises(launch.TooScattered):
-        launch.merge_lanes(args["b"].shape, -3, [args["a"].stride(), args["b"].stride()])
+    with pytest.raises(TooScattered):
+        preparation.merge_lanes(args["b"].shape, -3, [args["a"].stride(), args["b"].stride()])
     check(op, args, 2)
 
 
@@ -499,7 +499,7 @@ def test_wide_offsets_work_in_every_kind_of_access(
 ) -> None:
     """Carries, taps, outputs and lanes of two dimensions, as if the data were large."""
     force(strategy, lanes=2, vector=2 if strategy == "rows" else 1, vectors=2, by_outer=strategy == "lanes")
-    monkeypatch.setattr(launch, "_FOUR_BYTE_OFFSETS", -1)
+    monkeypatch.setattr(preparation, "_FOUR_BYTE_OFFSETS", -1)
     shape, time_dim = ((3, 4), -1) if strategy == "rows" else ((2, 3, 3), 1)
     check_gradients(
         "linear_recurrence_carried",
