@@ -5,7 +5,9 @@ Python needs twenty to wake up, and would first have to compete with those. So a
 function that compilers call for ``#pragma omp parallel``. A child of a fork has none of its parent's threads, and OpenMP does
 not notice: there, and where torch has no OpenMP, :mod:`.pool` does the work.
 
-Who comes takes the next chunk of tasks, so that a thread that is late or slow is not waited for longer than its chunk.
+Who comes takes the next chunk of tasks, so that a thread that is late or slow is not waited for longer than its chunk. All of
+torch's threads are called each time, also for a few chunks: GNU's OpenMP ends the threads that a smaller team does not need,
+and torch would have to start them anew.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .pool import POOL
 from .simd import intrinsic
 
 # A job: counters of the chunks and of the threads that have come, then what they need to know. 64-bit words.
-NEXT, CAME, KERNEL, PLAN, POINTERS, SCRATCH, SCRATCH_BYTES, TASKS, CHUNKS = range(9)
+NEXT, CAME, KERNEL, PLAN, POINTERS, SCRATCH, SCRATCH_BYTES, TASKS, CHUNKS, THREADS = range(10)
 CACHE_LINE = 64
 
 _local = threading.local()
@@ -51,8 +53,8 @@ def run(
     else:
         each = -(-scratch // CACHE_LINE) * CACHE_LINE
         memory = scratch_memory(each * threads)
-        job = array("q", [0, 0, kernel.address, plan, pointers, memory, each, tasks, chunks])
-        team(_member().address, job.buffer_info()[0], min(threads, chunks), 0)
+        job = array("q", [0, 0, kernel.address, plan, pointers, memory, each, tasks, chunks, threads])
+        team(_member().address, job.buffer_info()[0], 0, 0)
 
 
 def _run_in_pool(
@@ -80,7 +82,10 @@ def scratch_memory(size: int) -> int:
 
 @functools.cache
 def openmp() -> Callable[[int, int, int, int], None] | None:
-    """``GOMP_parallel(function, data, threads, flags)`` of the OpenMP library that torch uses, if it uses one."""
+    """``GOMP_parallel(function, data, threads, flags)`` of the OpenMP library that torch uses, if it uses one.
+
+    Zero threads are as many as torch computes with: it sets OpenMP's own number.
+    """
     if "OpenMP" not in torch.__config__.parallel_info().partition("ATen parallel backend")[2]:
         return None
     try:
@@ -119,7 +124,9 @@ def _member() -> Compiled:
 
 def _takes_chunks(job: int) -> None:
     """What each thread of the team does."""
-    thread, chunks = _next_of(job + 8 * CAME), load_words(job + 8 * CHUNKS, 1)[0]
+    thread, (chunks, threads) = _next_of(job + 8 * CAME), load_words(job + 8 * CHUNKS, 2)
+    if thread >= threads:  # there is scratch memory for so many
+        return
     kernel, plan, pointers, scratch, scratch_bytes, tasks = load_words(job + 8 * KERNEL, 6)
     chunk = _next_of(job)
     while chunk < chunks:
