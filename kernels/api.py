@@ -11,7 +11,7 @@ from . import packed
 from .dtypes import accumulate_dtype, result_dtype
 from .masked import derived_next_value
 from .number import number
-from .ops import call, recurrence
+from .ops import call, goes_straight_to, recurrence
 from .repeat import repeatable
 from .specs import full_shape
 from .textbook import counted
@@ -282,7 +282,8 @@ def gae(
             :func:`standardise`). They have no gradient.
 
     Next values are derived in the kernel unless there are masks. The value of the next step that counts is then a recurrence
-    of its own (a hole of invalid steps may be followed by valid ones), which takes a pass over the values in front of it.
+    of its own (a hole of invalid steps may be followed by valid ones), which takes a pass over the values in front of it; not
+    so on the CPU, where no gradient is wanted.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.
@@ -317,7 +318,11 @@ def gae(
         sequences = shape[:time_dim] if cu_seqlens is None else torch.Size([cu_seqlens.shape[0] - 1])
         lanes = sequences + shape[len(shape) + time_dim + 1 :]
         bootstrap_value = _bootstrap(bootstrap_value, next_value, value, lanes, dtype)
-        if bootstrap_value is not None and (valid is not None or skip is not None):
+        masked = valid is not None or skip is not None
+        # Only without gradients, which would need what was derived.
+        inputs = (reward, value, bootstrap_value, gamma, lmbda)
+        in_kernel = masked and cu_seqlens is None and goes_straight_to("DERIVES_PAST_MASKS", *inputs)
+        if bootstrap_value is not None and masked and not in_kernel:
             next_value = _derived(value, bootstrap_value, ragged, shape, time_dim)
             bootstrap_value = None
     discounts = _discount("gamma", gamma, value, shape, dtype), _discount("lmbda", lmbda, value, shape, dtype)

@@ -39,7 +39,7 @@ def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
     if not knows_ends(op, backend):
         args = folded(op, args)
     if op == "gae_extended":
-        check_extended(args)
+        check_extended(args, backend)
     elif all(x is None for x in args[len(plain_names(op)) :]):
         return getattr(backend, op)(*args[: len(plain_names(op))])
     if serves_itself(op, args, backend):
@@ -60,8 +60,9 @@ def in_promised_layout(op: str, args: Sequence[Any], computed: Sequence[Tensor |
     return tuple(found) if len(found) > 1 else found[0]
 
 
-def check_extended(args: Sequence[Any]) -> None:
-    """Masks and derived next values do not come together in one kernel: :func:`.api.gae` derives them in a pass of its own.
+def check_extended(args: Sequence[Any], backend: Any) -> None:
+    """Masks and derived next values come together in one kernel only where a backend says ``DERIVES_PAST_MASKS``; for all
+    others :func:`.api.gae` derives them in a pass of its own.
 
     Raises:
         NotImplementedError: if they do.
@@ -72,7 +73,8 @@ def check_extended(args: Sequence[Any]) -> None:
         return
     if named["bootstrap_value"] is None:
         raise ValueError("tritonrl::gae_extended needs next_value or bootstrap_value")
-    if named["valid"] is not None or named["skip"] is not None:
+    masked = named["valid"] is not None or named["skip"] is not None
+    if masked and not getattr(backend, "DERIVES_PAST_MASKS", False):
         raise NotImplementedError("tritonrl::gae_extended takes no masks without next_value; tritonrl.kernels.gae does")
 
 

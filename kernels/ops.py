@@ -431,6 +431,13 @@ def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
     return True
 
 
+def goes_straight_to(ability: str, *args: Any) -> bool:
+    """Whether a call with these arguments would go straight to a backend, one that names this ability."""
+    if torch.compiler.is_compiling() or not _needs_no_dispatcher(args):
+        return False
+    return bool(getattr(backend_for(args[0].device), ability, False))
+
+
 def call(op: str, *args: Any) -> Any:
     """Call a differentiable op, under ``torch.func`` transforms too (``grad``, ``jacrev``, ``vmap`` in any order).
 

@@ -20,6 +20,8 @@ from .reduce import measure
 
 # The ops whose masks the kernels take themselves (:mod:`tritonrl.kernels.compose`).
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
+# The kernel of derived next values looks past the steps that do not count.
+DERIVES_PAST_MASKS = True
 
 _LINEAR_RECURRENCE = {
     reverse: Op(f"linear_recurrence{suffix}", bodies.LINEAR_RECURRENCE[reverse], (*(FLOAT,) * 3, RESULT))

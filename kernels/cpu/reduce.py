@@ -9,7 +9,9 @@ are, so the bits of the result do not depend on how many threads there are.
 from __future__ import annotations
 
 import functools
+import math
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from llvmlite import ir
 from numba import types
 from torch import Tensor
 
-from ..moments import merge_moments
 from . import team
 from .compile import compiled_once
 from .memory import load, load_words
@@ -25,7 +26,7 @@ from .numbers import NUMBERS, Number, like, raised, size_of
 from .simd import Vector, inlined, intrinsic, shuffle, splat, value_type
 from .strategies import Kernel
 
-PART, CHUNK, WIDTH = 1 << 16, 1 << 12, 16
+PART, CHUNK, WIDTH = 1 << 16, 1 << 12, 32
 
 
 def measure(x: Tensor, counts: Tensor | None, moments: Tensor) -> None:
@@ -39,8 +40,17 @@ def measure(x: Tensor, counts: Tensor | None, moments: Tensor) -> None:
     function = compiled_once(("moments", NUMBERS[x.dtype].name), functools.partial(_reduction, NUMBERS[x.dtype]))
     plan = array("q", [x.data_ptr(), numbers])
     team.run(function, plan.buffer_info()[0], partials.data_ptr(), 0, parts, parts, threads, (x, partials, plan))
-    merged = partials[0] if parts == 1 else merge_moments(partials)
-    moments.copy_(merged if counts is None else _without_the_others(merged, _how_many(counts, x.shape)))
+    merged = _merged(partials.tolist())
+    if counts is not None:
+        merged = _without_the_others(*merged, _how_many(counts, x.shape))
+    moments.copy_(torch.tensor(merged, dtype=torch.float64))
+
+
+def _merged(parts: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """As :func:`tritonrl.kernels.moments.merge_moments`; a few numbers are merged sooner in Python than in a dozen ops."""
+    total = sum(count for count, _, _ in parts)
+    overall = sum(count * mean for count, mean, _ in parts) / total
+    return total, overall, sum(m2 + count * (mean - overall) ** 2 for count, mean, m2 in parts)
 
 
 def _how_many(counts: Tensor, shape: torch.Size) -> int:
@@ -48,14 +58,13 @@ def _how_many(counts: Tensor, shape: torch.Size) -> int:
     return int(counts.count_nonzero()) * (shape.numel() // counts.numel())
 
 
-def _without_the_others(moments: Tensor, count: int) -> Tensor:
+def _without_the_others(total: float, mean: float, m2: float, count: int) -> tuple[float, float, float]:
     """The moments of ``count`` numbers, from those of the same and some zeros."""
-    total, mean, m2 = moments.unbind()
     if not count:
-        return torch.zeros_like(moments)
+        return 0.0, 0.0, 0.0
     kept_mean = mean * total / count
     kept_m2 = m2 - (total - count) * mean * kept_mean
-    return torch.stack([torch.full_like(mean, count), kept_mean, kept_m2.clamp_min(0.0)])
+    return float(count), kept_mean, kept_m2 if math.isnan(kept_m2) else max(kept_m2, 0.0)
 
 
 def _loading(number: Number, width: int) -> Any:

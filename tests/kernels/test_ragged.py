@@ -252,6 +252,24 @@ def test_a_call_without_masks_reaches_the_backend_with_the_arguments_it_always_h
     assert record == [(op, len(plain_names(op))), (f"{op}_backward", len(plain_names(f"{op}_backward")))]
 
 
+@pytest.mark.parametrize("differentiated", ["value", "gamma"])
+def test_derived_next_values_of_masked_data_are_the_same_with_and_without_a_gradient(differentiated: str) -> None:
+    shape = (3, 23)
+    args = draw("gae", shape, discounts="step") | masks("gae", shape)
+    args |= {"next_value": None, "bootstrap_value": torch.randn(3, dtype=torch.float64)}
+    expected = run("gae", args, -1)
+    args[differentiated] = args[differentiated].requires_grad_()
+    actual = run("gae", args, -1)
+    for x, y in zip(actual, expected, strict=True):
+        assert x.requires_grad and not y.requires_grad
+        assert_close(x.detach(), y)
+    (grad,) = torch.autograd.grad(sum(x.sum() for x in actual), args[differentiated])
+    nudge = torch.randn_like(grad)
+    moved = run("gae", args | {differentiated: args[differentiated].detach() + 1e-6 * nudge}, -1)
+    change = sum(float((x - y).sum()) for x, y in zip(moved, expected, strict=True))
+    assert change / 1e-6 == pytest.approx(float((grad * nudge).sum()), rel=1e-4, abs=1e-4)
+
+
 def test_masks_together_with_derived_next_values_are_refused_below_the_api() -> None:
     args = _op_arguments("gae_extended", (2, 5), ("valid",))
     args[2], args[9] = None, torch.zeros(2, dtype=torch.float64)
