@@ -142,46 +142,60 @@ def _some_steps(body: Body, number: Number, width: int, group: int) -> Callable[
     return some_steps
 
 
-def _row_start(operands: int) -> Callable[..., Any]:
-    """Where the operands of a row begin."""
-    origin = _origin(operands)
+def _inner_strides(operands: int) -> Callable[..., Any]:
+    """The strides from row to row of the innermost dimension that is neither time nor in a block."""
 
     @inlined
-    def row_start(plan: int, pointers: int, task: int) -> Any:
-        inner_size = word(plan, INNER)
-        inner_strides = load_words(plan + 8 * (HEADER + (TABLES - 1) * operands), operands)
-        return advance(origin(plan, pointers, task // inner_size), inner_strides, task % inner_size)
+    def inner_strides(plan: int) -> Any:
+        return load_words(plan + 8 * (HEADER + (TABLES - 1) * operands), operands)
 
-    return row_start
+    return inner_strides
 
 
 def rows(body: Body, number: Number, width: int, group: int) -> Kernel:
     """The kernel of ``body`` for data in which ``group`` lanes and then time are contiguous. A task is one row."""
     reverse, n = body.reverse, body.operands
-    layout_at, row_start, first_carries = layout_of(n), _row_start(n), _first_carries(body)
+    layout_at, origin, inner_strides_at, first_carries = (
+        layout_of(n),
+        _origin(n),
+        _inner_strides(n),
+        _first_carries(body),
+    )
     some_steps = _some_steps(body, number, width, group)
     step = block_constant(Block(number, group, group, False, reverse))
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
-        layout, steps = layout_at(plan), word(plan, STEPS)
-        for i in range(end - begin):
-            # Backwards through memory as a whole, not only within rows: the processor prefetches one direction at a time.
-            start = row_start(plan, pointers, end - 1 - i if reverse else begin + i)
+        layout, steps, inner_size = layout_at(plan), word(plan, STEPS), word(plan, INNER)
+        inner_strides = inner_strides_at(plan)
+        # Backwards through memory as a whole, not only within rows: the processor prefetches one direction at a time.
+        task, onwards = (end - 1, -1) if reverse else (begin, 1)
+        # Counted on, not divided for each row: short rows are soon done.
+        outer, inner = task // inner_size, task % inner_size
+        bases = origin(plan, pointers, outer)
+        for _ in range(begin, end):
+            start = advance(bases, inner_strides, inner)
             carries = first_carries((start, *layout, 0, False, False, step()))
             some_steps(start, layout, steps, 0, steps, carries)
+            inner += onwards
+            if inner < 0 or inner == inner_size:
+                inner = inner_size - 1 if reverse else 0
+                outer += onwards
+                bases = origin(plan, pointers, outer)
 
     return kernel
 
 
 def row_walk(body: Body, number: Number, width: int, group: int) -> Walk:
     """One row, as in :func:`rows`."""
-    count, row_start, first_carries = body.carries, _row_start(body.operands), _first_carries(body)
+    count, origin, inner_strides_at = body.carries, _origin(body.operands), _inner_strides(body.operands)
+    first_carries = _first_carries(body)
     some_steps = _some_steps(body, number, width, group)
     step = block_constant(Block(number, group, group, False, body.reverse))
 
     @inlined
     def locate(plan: int, pointers: int, task: int) -> Any:
-        return row_start(plan, pointers, task), 0, group
+        outer, inner = task // word(plan, INNER), task % word(plan, INNER)
+        return advance(origin(plan, pointers, outer), inner_strides_at(plan), inner), 0, group
 
     @inlined
     def enter(lane: Any, layout: Any, scratch: int, gap: int) -> None:
