@@ -433,6 +433,28 @@ def test_a_tile_may_have_to_look_back_to_the_very_first(op: str, force: Force, m
     check(op, convert(draw(op, (2, 7), -1, ends=0.05), torch.float32), -1)
 
 
+# As long as only a GPU can run; and something for the interpreter.
+LONG = [((1, 2**24), -1), ((2**17, 64), 0)] if DEVICE == "cuda" else [((1, 8196), -1)]
+
+
+@pytest.mark.parametrize(("gamma", "lmbda", "ends"), [(0.99, 0.95, 0.001), (1.0, 0.9999, 0.0)])
+@pytest.mark.parametrize(("shape", "time_dim"), LONG)
+def test_long_lanes_are_right_and_have_the_same_bits_in_every_run(
+    shape: tuple[int, int], time_dim: int, gamma: float, lmbda: float, ends: float
+) -> None:
+    reward, value, next_value = (torch.randn(shape) for _ in range(3))
+    args = {"reward": reward, "value": value, "next_value": next_value, "done": torch.rand(shape) < ends}
+    numbers = {"gamma": gamma, "lmbda": lmbda, "time_dim": time_dim}
+    with kernels.use_backend(None if DEVICE == "cuda" else "numba"):
+        exact = kernels.gae(**{n: x.double() if x.is_floating_point() else x for n, x in args.items()}, **numbers)
+    here = to_device(args)
+    runs = [kernels.gae(**here, **numbers) for _ in range(20 if DEVICE == "cuda" else 1)]
+    assert strategies_used() == {"split"}
+    assert all(torch.equal(x, y) for again in runs[1:] for x, y in zip(again, runs[0], strict=True))
+    for x, y in zip(runs[0], exact, strict=True):
+        assert (x.cpu().double() - y).abs().max() < 1e-4 * y.abs().max()
+
+
 def test_lane_dimensions_that_do_not_merge_are_copied_into_one_layout() -> None:
     op = "linear_recurrence_carried"
     args = convert(draw(op, (2, 3, 2, 2, 3), 2), torch.float32)
