@@ -230,7 +230,7 @@ def cut_time(steps: int, tasks: int, parts: int, stride: int) -> Cut:
     wanted = 1 if tasks >= 4 * parts else parts // math.gcd(tasks, parts)
     every = STEPS_BETWEEN_MARKS // stride * stride
     marks = -(-(steps // max(1, min(wanted, steps // MIN_PIECE))) // every)
-    pieces = -(-(steps - steps % stride) // (marks * every)) if marks else 1
+    pieces = max(1, -(-(steps - steps % stride) // (marks * every)))
     return Cut(pieces, marks * every, every, marks)
 
 
