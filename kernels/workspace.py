@@ -17,8 +17,8 @@ _MERGED_AT_ONCE = 4096  # partial moments
 def workspace_of(plan: Plan, like: Tensor, moments: bool) -> dict[str, Tensor]:
     """By the names that the kernels give it; empty for most launches.
 
-    ``flags`` are a ticket counter and a flag for every tile, at zero (a memset, which a graph can capture); ``published`` is
-    room for the map and the leaving state of every tile, and ``partials`` for the moments of every program.
+    ``flags`` are a ticket counter and a word for every tile, at zero (a memset, which a graph can capture); ``published`` is
+    room for the maps of tiles and of windows of them, and ``partials`` for the moments of every program.
     """
     found: dict[str, Tensor] = {}
     if moments:

@@ -1,8 +1,9 @@
 """Numba kernels for the CPU: one function per op of :mod:`tritonrl.kernels.specs`.
 
-Read in this order: :mod:`.bodies` (what is computed), :mod:`.strategies` (in which order), :mod:`.geometry` (where it
-lies), :mod:`.dispatch` (one call), :mod:`.pool` (threads). Below them, :mod:`.blocks`, :mod:`.memory`, :mod:`.recur`,
-:mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are written in.
+Read in this order: :mod:`.bodies` (what is computed), :mod:`.strategies` and :mod:`.pieces` (in which order),
+:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.team` (threads), :mod:`.reduce` (moments). Below them,
+:mod:`.blocks`, :mod:`.memory`, :mod:`.recur`, :mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are
+written in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Threads that help with long kernels.
+"""Threads of our own that help with long kernels, where those of OpenMP cannot (:mod:`.team`).
 
 Numba's parallel layers either abort when two Python threads use them at once, or die after a fork. RL programs do both.
 Here the caller cuts its work into chunks and starts on them; helpers take chunks too, if and when they wake up. The
