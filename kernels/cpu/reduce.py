@@ -50,7 +50,9 @@ def _merged(parts: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """As :func:`tritonrl.kernels.moments.merge_moments`; a few numbers are merged sooner in Python than in a dozen ops."""
     total = sum(count for count, _, _ in parts)
     overall = sum(count * mean for count, mean, _ in parts) / total
-    return total, overall, sum(m2 + count * (mean - overall) ** 2 for count, mean, m2 in parts)
+    # Not squared by ``**``, which raises an error where a product is infinite.
+    apart = [mean - overall for _, mean, _ in parts]
+    return total, overall, sum(m2 + count * d * d for (count, _, m2), d in zip(parts, apart, strict=True))
 
 
 def _how_many(counts: Tensor, shape: torch.Size) -> int:

@@ -282,6 +282,17 @@ def test_moments_are_those_of_the_result_whatever_its_size(dtype: torch.dtype, n
     torch.testing.assert_close(moments, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("extreme", [1e200, -1e200, math.inf, math.nan])
+def test_moments_beyond_all_numbers_are_not_finite_and_no_error(extreme: float) -> None:
+    x, moments = torch.zeros(3 * reduce.PART, dtype=torch.float64), torch.empty(3, dtype=torch.float64)
+    x[: reduce.PART] = extreme
+    for counts in (None, x == 0):
+        reduce.measure(x if counts is None else x.masked_fill(~counts, 0.0), counts, moments)
+        expected = measure(x, counts)
+        assert torch.equal(moments.isfinite(), expected.isfinite())
+        torch.testing.assert_close(moments[moments.isfinite()], expected[expected.isfinite()])
+
+
 def test_every_number_of_16_bits_comes_out_as_it_went_in() -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
