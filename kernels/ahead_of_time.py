@@ -22,11 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import families
-from .device.moments import merge_partials
 from .launch import compiler_options, launch_arguments, prepared_for
 from .plan import Plan
 from .specs import allocate, step_results
-from .workspace import merge_sizes, merge_warps
 
 _TYPES = {
     torch.float32: "*fp32",
@@ -116,21 +114,14 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
         plan_for: number of multiprocessors that the plan is made for.
     """
     recurrence = getattr(families, op)(*args)
-    outputs = step_results(op, allocate(op, args))
+    results = allocate(op, args)
+    outputs = step_results(op, results)
+    merged = results[-1] if recurrence.moments else None
     time_dim = next(x for x in args if isinstance(x, int))
     prepared = prepared_for(op, recurrence, outputs, time_dim)
-    given = launch_arguments(recurrence, outputs, prepared)
+    given = launch_arguments(recurrence, outputs, prepared, merged)
     options = compiler_options(prepared.plan)
     return _compiled(op, prepared.plan, prepared.kernel, given, prepared.constants, options, capability)
-
-
-def compile_merge(plan: Plan, capability: int) -> Compiled:
-    """Compile the kernel that merges the moments of a launch of ``plan``."""
-    parts, block = merge_sizes(plan)
-    partials, merged = (torch.empty(size, dtype=torch.float64, device="meta") for size in ((parts, 3), (3,)))
-    given = {"partials": partials, "merged": merged, "parts": parts, "BLOCK": block}
-    options = {"num_warps": merge_warps(block)}
-    return _compiled("merge_partials", plan, merge_partials, given, {"BLOCK": block}, options, capability)
 
 
 def _compiled(

@@ -7,7 +7,7 @@ after the first launch, which compiled kernel serves which alignment. Nothing he
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from triton.runtime import driver
 from .direct import ALIGNED, Launch, is_watched
 from .plan import Plan
 from .sources import Sources, filled
-from .workspace import NAMES, merge_sizes, workspace_of
+from .workspace import NAMES, workspace_of
 
 Workspace = dict[str, Tensor]
 _MISALIGNED = ALIGNED - 1
@@ -46,14 +46,7 @@ class Results:
         return tuple(made)
 
 
-class Launches(NamedTuple):
-    """The compiled kernels that serve one alignment of all pointers: the recurrence, and the merging of its moments."""
-
-    recurrence: Launch
-    merge: Launch | None
-
-
-Slowly = Callable[[tuple[Any, ...], tuple[Tensor, ...], Workspace | None], Launches | None]
+Slowly = Callable[[tuple[Any, ...], tuple[Tensor, ...], Workspace | None], Launch | None]
 """Launches by Triton's public way, with arguments, results and workspace (or its own); returns what does the same again."""
 
 
@@ -81,7 +74,7 @@ class Call:
         unknown = self.places.keys() - {"inputs", "outputs", *taken.beside, *NAMES}
         assert not unknown, f"a kernel takes {unknown}, which nobody knows"
         self.beside = [(self.places[name], make) for name, make in taken.beside.items() if make is not None]
-        self.launches: dict[tuple[bool, ...], Launches] = {}  # by alignment; () where everything is aligned
+        self.launches: dict[tuple[bool, ...], Launch] = {}  # by alignment; () where everything is aligned
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Compute the op for arguments of the layouts that this was made for."""
@@ -90,38 +83,36 @@ class Call:
         taken = self.taken
         pointers = [args[i].data_ptr() for i in taken.pointers]
         written = [results[i].data_ptr() for i in self.written]
-        rooms = [x.data_ptr() for x in workspace.values()]
-        alignment = _alignment((*pointers, *written, *rooms))
-        launches = self.launches.get(alignment)
-        if launches is None or is_watched(self.kernel):
-            launches = self.slowly(args, results, workspace)
-            if launches is not None:
-                self.launches[alignment] = launches
+        rooms = {name: x.data_ptr() for name, x in workspace.items()}
+        alignment = _alignment((*pointers, *written, *rooms.values()))
+        launch = self.launches.get(alignment)
+        if launch is None or is_watched(self.kernel):
+            launch = self.slowly(args, results, workspace)
+            if launch is not None:
+                self.launches[alignment] = launch
             return results
         fills = [filled(args[i], self.results.device) for i in taken.filled]  # they live until the kernel is launched
         values = [*pointers, *[x.data_ptr() for x in fills], *[float(args[i]) for i in taken.numbers], None]
         arguments, places = self.template.copy(), self.places
         arguments[places["inputs"]] = taken.inputs(values)
-        arguments[places["outputs"]] = tuple(written[: -1 if self.moments else None])
+        if self.moments:
+            arguments[places["moments"]] = (rooms.pop("partials"), written.pop(), rooms.pop("counter"))
+        arguments[places["outputs"]] = tuple(written)
         for place, make in self.beside:
             arguments[place] = make(values)
-        for name, room in zip(workspace, rooms, strict=True):
+        for name, room in rooms.items():
             arguments[places[name]] = room
-        self._launch(launches, arguments, written)
+        self._launch(launch, arguments)
         return results
 
-    def _launch(self, launches: Launches, arguments: Sequence[Any], written: Sequence[int]) -> None:
+    def _launch(self, launch: Launch, arguments: Sequence[Any]) -> None:
         active, index = driver.active, self.results.device.index
         device = active.get_current_device()
         if index is not None and index != device:
             # Triton launches on the current device; make that the data's.
             with torch.cuda.device(index):
-                return self._launch(launches, arguments, written)
-        stream = active.get_current_stream(device)
-        launches.recurrence(stream, *arguments)
-        if launches.merge is not None:
-            launches.merge(stream, arguments[self.places["partials"]], written[-1], *merge_sizes(self.plan))
-        return None
+                return self._launch(launch, arguments)
+        return launch(active.get_current_stream(device), *arguments)
 
 
 def _alignment(addresses: Sequence[int]) -> tuple[bool, ...]:

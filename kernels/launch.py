@@ -17,9 +17,8 @@ from torch import Tensor
 
 from . import families
 from .device.memory import NUMBER, UNIFORM
-from .device.moments import merge_partials
 from .direct import Launch, direct
-from .eager import Call, Launches, Results, Slowly, Workspace
+from .eager import Call, Results, Slowly, Workspace
 from .families import Recurrence
 from .geometry import TooScattered
 from .plan import Plan
@@ -27,7 +26,7 @@ from .preparation import Prepared, device_of, one_layout, prepare
 from .repeat import NOTES, Key, Noted, Repeat
 from .sources import filled, sources
 from .specs import ALL_SPECS, allocate, step_results
-from .workspace import merge_sizes, merge_warps, workspace_of
+from .workspace import MOMENTS, workspace_of
 
 _NUMBER, _UNIFORM = NUMBER.value, UNIFORM.value
 # The ops whose masks the kernels take themselves (:mod:`.compose`).
@@ -70,9 +69,16 @@ def _keep(key: Any, prepared: Prepared) -> Prepared:
 
 
 def launch_arguments(
-    recurrence: Recurrence, outputs: Sequence[Tensor], prepared: Prepared, workspace: Workspace | None = None
+    recurrence: Recurrence,
+    outputs: Sequence[Tensor],
+    prepared: Prepared,
+    merged: Tensor | None = None,
+    workspace: Workspace | None = None,
 ) -> dict[str, Any]:
-    """Every argument of the kernel by name: pointers and numbers, sizes and strides, constants."""
+    """Every argument of the kernel by name: pointers and numbers, sizes and strides, constants.
+
+    ``merged`` is where the moments go, if they are wanted.
+    """
     device = outputs[0].device
     values: list[Any] = []
     for (x, _), kind in zip(recurrence.inputs, prepared.kinds, strict=True):
@@ -83,9 +89,12 @@ def launch_arguments(
         else:
             values.append(x)
     if workspace is None:
-        workspace = workspace_of(prepared.plan, outputs[0], recurrence.moments)
-    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "partials": None}
-    return {**pointers, **_beside(recurrence), **workspace, **prepared.arguments, **prepared.constants}
+        workspace = workspace_of(prepared.plan, outputs[0], merged is not None)
+    partials, counter = (workspace.get(name) for name in MOMENTS)
+    moments = None if merged is None else (partials, merged, counter)
+    own: dict[str, Any] = {name: x for name, x in workspace.items() if name not in MOMENTS}
+    pointers: dict[str, Any] = {"inputs": tuple(values), "outputs": tuple(outputs), "moments": moments, **own}
+    return {**pointers, **_beside(recurrence), **prepared.arguments, **prepared.constants}
 
 
 def _beside(recurrence: Recurrence) -> dict[str, Any]:
@@ -182,22 +191,16 @@ def _slowly(
     """What launches calls with these layouts by Triton's public way, which also compiles."""
     plan = prepared.plan
 
-    def launch(
-        args: tuple[Any, ...], results: tuple[Tensor, ...], workspace: Workspace | None = None
-    ) -> Launches | None:
+    def launch(args: tuple[Any, ...], results: tuple[Tensor, ...], workspace: Workspace | None = None) -> Launch | None:
         recurrence: Recurrence = getattr(families, op)(*args)
         outputs = [results[i] for i in written]
         merged = outputs.pop() if moments else None
         if scattered:
             recurrence = one_layout(recurrence, outputs[0], time_dim)
         with _on(outputs[0].device):
-            given = launch_arguments(recurrence, outputs, prepared, workspace)
+            given = launch_arguments(recurrence, outputs, prepared, merged, workspace)
             compiled = prepared.kernel[plan.grid](**given, **compiler_options(plan))
-            again = direct(prepared.kernel, compiled, plan.grid)
-            if merged is None:
-                return None if again is None else Launches(again, None)
-            merge = _merge(plan, given["partials"], merged)
-        return None if again is None or merge is None else Launches(again, merge)
+            return direct(prepared.kernel, compiled, plan.grid)
 
     return launch
 
@@ -211,14 +214,6 @@ def _always(op: str, slowly: Slowly) -> Callable[[tuple[Any, ...]], tuple[Tensor
         return results
 
     return call
-
-
-def _merge(plan: Plan, partials: Tensor, merged: Tensor) -> Launch | None:
-    """Merge the moments of all programs into ``merged``; returns what does so again."""
-    parts, block = merge_sizes(plan)
-    grid = (1,)
-    compiled = merge_partials[grid](partials, merged, parts, block, num_warps=merge_warps(block))
-    return direct(merge_partials, compiled, grid)
 
 
 def _time(args: tuple[Any, ...]) -> tuple[int, bool | None]:

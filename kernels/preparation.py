@@ -17,6 +17,7 @@ from .dtypes import accumulate_dtype
 from .families import Recurrence
 from .geometry import Lanes, Strides, expanded_strides, merge_lanes
 from .plan import Plan, ceil_div, choose_plan
+from .workspace import merged_at_once
 
 _ABSENT, _NUMBER, _UNIFORM, _STEPS, _LANES = (kind.value for kind in (ABSENT, NUMBER, UNIFORM, STEPS, LANES))
 _ENDED, _AS_READ, _ENDS, _SEQUENCES = (kind.value for kind in (ENDED, AS_READ, ENDS, SEQUENCES))
@@ -113,6 +114,7 @@ def prepare(
         "REVERSE": recurrence.reverse,
         "ACC": tl.float64 if acc is torch.float64 else tl.float32,
         "WIDE": _farthest(shape, full) > _FOUR_BYTE_OFFSETS,
+        "MERGE": merged_at_once(plan),
     }
     return Prepared(_KERNELS[plan.strategy], plan, kinds, arguments, constants, considered)
 

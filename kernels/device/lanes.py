@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
 from .memory import ENDED, as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
-from .moments import add_moments, store_moments
+from .moments import add_moments, finish_moments
 from .packed import closing, with_ends
 from .rows import in_order
 from .scan import apply
@@ -50,18 +50,18 @@ def load_step(inputs, strides, uniforms, KINDS: tl.constexpr, TAPS: tl.constexpr
 
 
 @triton.jit
-def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, partials, lane_count, inner_size,
+def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, moments, lane_count, inner_size,
           steps,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
           MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
           REVERSE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, UNROLL: tl.constexpr, ACC: tl.constexpr,
-          BY_OUTER: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+          BY_OUTER: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr):  # fmt: skip
     """One program computes ``STRIP`` lanes over all of time, one step after the other, ``UNROLL`` steps in flight.
 
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
     ``FINISH(inputs at t, state entering t, state at t)``. Strides and numbers of lanes are counted in ``UNITS`` and ``WIDTH``
     as in :func:`.rows.rows`. With ``BY_OUTER`` the second grid axis is the outer index. ``MASKS``: see :mod:`.masks`.
-    ``packed``: see :mod:`.packed`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
+    ``packed``: see :mod:`.packed`. ``moments`` and ``MERGE``: as there.
     """
     block, outer_index = tl.program_id(0), tl.program_id(1)
     if WIDE:
@@ -79,7 +79,7 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
     state = tl.zeros((STRIP,), ACC)
     if carry_in is not None:
         state = tl.load(carry_in + (outer * carry_strides[0] + inner * carry_strides[1]), in_range, other=0).to(ACC)
-    if partials is not None:
+    if moments is not None:
         count, mean, m2 = tl.zeros((STRIP,), ACC), tl.zeros((STRIP,), ACC), tl.zeros((STRIP,), ACC)
     for first in range(0, steps, UNROLL):
         xs = ()
@@ -104,12 +104,13 @@ def lanes(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
             entering = state
             state = apply(a, b, entering)
             results = masked_finish(x, entering, state, is_last, FINISH, KINDS, MASKS)
-            if partials is not None:
+            if moments is not None:
                 is_counted = tl.where(mask, counts(x, MASKS), False)
                 count, mean, m2 = add_moments(count, mean, m2, results[0], is_counted)
             for n in tl.static_range(len(outputs)):
                 lane = lane_offset(out_strides, OUT_UNITS, n, outer, inner)
                 y = results[n].to(outputs[n].dtype.element_ty)
                 tl.store(outputs[n] + (lane + time_offset(out_strides, OUT_UNITS, n, t)), y, mask)
-    if partials is not None:
-        store_moments(partials, tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), count, mean, m2)
+    if moments is not None:
+        program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        finish_moments(moments, program, tl.num_programs(0) * tl.num_programs(1), count, mean, m2, MERGE)

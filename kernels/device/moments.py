@@ -1,7 +1,13 @@
-"""Count, mean and M2 of the first output, in the pass that computes it: one partial for each program, merged by another kernel.
+"""Count, mean and M2 of the first output, in the pass that computes it: one partial a program, merged by the last program.
 
 Every place of a tile keeps its own running moments in registers (Welford 1962), which costs the loop no exchange between
-threads; they are merged once, where the program ends. The order of all this is fixed, and so are the bits of the result.
+threads; they are merged once, where the program ends. Who then finds that all others are there already merges the partials
+of all of them, so there is no second launch. Who that is depends on timing; what is merged, and in which order, does not.
+
+- *Visibility*: partials are stored, all threads meet at a barrier, and one thread counts the program with acquire and release
+  at the scope of the GPU. Whoever counts last is behind all others (a chain of read-modify-writes is one release sequence),
+  and so are all of its threads behind another barrier.
+- *The counter* is zero when the kernel starts, and the last program puts it back to zero (:mod:`tritonrl.kernels.counters`).
 """
 
 from __future__ import annotations
@@ -30,50 +36,85 @@ def total(x):
 
 
 @triton.jit
-def store_moments(partials, program, count, mean, m2):
-    """Merge the moments of all places (Chan et al. 1983) and write them as the row of this program."""
-    whole = total(count.to(tl.int32)).to(count.dtype)
-    overall = total(count * mean) / tl.maximum(whole, 1.0)
-    deviation = mean - overall
-    m2_whole = total(m2 + count * deviation * deviation)
-    row = partials + program * 3
-    tl.store(row, total(count.to(tl.int32)).to(partials.dtype.element_ty))
-    tl.store(row + 1, overall.to(partials.dtype.element_ty))
-    tl.store(row + 2, m2_whole.to(partials.dtype.element_ty))
+def room_of(parts):
+    """How far means are from counts, and M2 from means, in the workspace for ``parts`` partials: a multiple of an access."""
+    return tl.cdiv(parts, 16) * 16
 
 
 @triton.jit
-def load_parts(partials, place, parts):
-    """Count, mean and M2 of a block of rows; all zero behind the last row, and where nothing was counted."""
-    row = partials + place.to(tl.int64) * 3
-    count = tl.load(row, place < parts, other=0.0)
+def counts_of(partials):
+    """The counts, which are integers: float32 has no odd ones above 2^24."""
+    return partials.to(tl.pointer_type(tl.int32))
+
+
+@triton.jit
+def store_moments(partials, program, parts, count, mean, m2):
+    """Merge the moments of all places (Chan et al. 1983), and store them as those of one program among ``parts``."""
+    whole = total(count.to(tl.int32))
+    overall = total(count * mean) / tl.maximum(whole.to(count.dtype), 1.0)
+    deviation = mean - overall
+    room = room_of(parts)
+    tl.store(counts_of(partials) + program, whole)
+    tl.store(partials + (room + program), overall)
+    tl.store(partials + (2 * room + program), total(m2 + count * deviation * deviation))
+
+
+@triton.jit
+def load_parts(partials, first, parts, dtype: tl.constexpr, BLOCK: tl.constexpr):
+    """Count, mean and M2 of ``BLOCK`` programs from the ``first`` on; zero behind the last, and where nothing was counted."""
+    room = room_of(parts)
+    place = first + tl.arange(0, BLOCK)
+    there = place < room
+    # Not through L1, which may hold what was there before.
+    count = tl.load(counts_of(partials) + place, there, other=0, cache_modifier=".cg")
+    mean = tl.load(partials + (room + place), there, other=0, cache_modifier=".cg")
+    m2 = tl.load(partials + (2 * room + place), there, other=0, cache_modifier=".cg")
     is_counted = (place < parts) & (count > 0)
-    return count, tl.load(row + 1, is_counted, other=0.0), tl.load(row + 2, is_counted, other=0.0)
+    count = tl.where(is_counted, count, 0).to(dtype)
+    return count, tl.where(is_counted, mean, 0.0).to(dtype), tl.where(is_counted, m2, 0.0).to(dtype)
 
 
 @triton.jit
 def merge_partials(partials, merged, parts, BLOCK: tl.constexpr):
-    """The count, mean and M2 of the whole, from those of ``parts`` programs (Chan et al. 1983). One program merges them all.
+    """The count, mean and M2 of the whole, from those of ``parts`` programs (Chan et al. 1983), in the dtype of ``merged``.
 
-    ``partials``: ``[parts, 3]``; ``merged``: ``[3]``; the arithmetic is in their dtype. The mean comes first and M2 from the
-    deviations of the parts from it, as in :func:`tritonrl.kernels.merge_moments`: nothing cancels. ``BLOCK`` rows at once, in
-    a fixed order.
+    The mean comes first and M2 from the deviations of the parts from it, as in :func:`tritonrl.kernels.merge_moments`:
+    nothing cancels. ``BLOCK`` parts at once, in a fixed order.
     """
-    first_rows = tl.arange(0, BLOCK)
-    counts = tl.zeros((BLOCK,), partials.dtype.element_ty)
-    sums = tl.zeros((BLOCK,), partials.dtype.element_ty)
+    dtype: tl.constexpr = merged.dtype.element_ty
+    counts, sums = tl.zeros((BLOCK,), dtype), tl.zeros((BLOCK,), dtype)
     for first in range(0, parts, BLOCK):
-        count, mean, m2 = load_parts(partials, first + first_rows, parts)
+        count, mean, m2 = load_parts(partials, first, parts, dtype, BLOCK)
         counts += count
         sums += count * mean
     whole = total(counts)
-    overall = total(sums) / tl.where(whole < 1.0, 1.0, whole)
-    squares = tl.zeros((BLOCK,), partials.dtype.element_ty)
+    overall = total(sums) / tl.where(whole > 0, whole, 1.0)
+    squares = tl.zeros((BLOCK,), dtype)
     for first in range(0, parts, BLOCK):
-        place = first + first_rows
-        count, mean, m2 = load_parts(partials, place, parts)
-        deviation = tl.where(place < parts, mean - overall, 0.0)
+        count, mean, m2 = load_parts(partials, first, parts, dtype, BLOCK)
+        deviation = tl.where(count > 0, mean - overall, 0.0)
         squares += m2 + count * deviation * deviation
     tl.store(merged, whole)
     tl.store(merged + 1, overall)
     tl.store(merged + 2, total(squares))
+
+
+@triton.jit
+def is_last(counter, programs):
+    """Count a program; whether all others were counted before. Then what they stored is there to be loaded."""
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    return before == programs - 1
+
+
+@triton.jit
+def finish_moments(moments, program, programs, count, mean, m2, BLOCK: tl.constexpr):
+    """Store the moments of the ``program``-th of so many, and if it is the last to do so, merge all of them.
+
+    ``moments``: the workspace for partials, where the result goes, and the counter.
+    """
+    store_moments(moments[0], program, programs, count, mean, m2)
+    if is_last(moments[2], programs):
+        merge_partials(moments[0], moments[1], programs, BLOCK)
+        tl.store(moments[2], 0)

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .masks import counts, masked_coefficients, masked_finish
 from .memory import as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
-from .moments import add_moments, store_moments
+from .moments import add_moments, finish_moments
 from .packed import closing, with_ends
 from .scan import apply, combine, combine_both, join_vector, split_vector
 
@@ -228,12 +228,12 @@ def vectors_at(first, vectors, in_range, REVERSE: tl.constexpr, Q: tl.constexpr,
 
 
 @triton.jit
-def run_tile(fetched, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
+def run_tile(fetched, carry, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
              vector, vectors, mask, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr,
              TAPS: tl.constexpr, MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
              REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, STACKED: tl.constexpr,
              ACC: tl.constexpr):  # fmt: skip
-    """Compute a tile from what was fetched, write it, and return the state that leaves it and the moments so far."""
+    """Compute a tile from what was fetched, write it, and return the state that leaves it and the running moments."""
     xs = open_tile(
         fetched, packed, inputs, strides, uniforms, outer, inner, first, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
         V, Q, STACKED, ACC,
@@ -244,25 +244,25 @@ def run_tile(fetched, carry, moments, inputs, strides, packed, uniforms, outputs
     results = walk_tile(xs, maps, entering, vector, steps, FINISH, KINDS, MASKS, REVERSE, V)
     carry = at_end(apply(a, b, carry), Q)
     store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V, STACKED)
-    if len(moments) > 0:
-        moments = tile_moments(moments[0], moments[1], moments[2], xs, results, mask, MASKS, V)
-    return carry, moments
+    if len(running) > 0:
+        running = tile_moments(running[0], running[1], running[2], xs, results, mask, MASKS, V)
+    return carry, running
 
 
 @triton.jit
-def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, partials, lanes, inner_size, vectors,
+def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, moments, lanes, inner_size, vectors,
          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
          REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, WIDTH: tl.constexpr,
          SINGLE: tl.constexpr, STACKED: tl.constexpr, CHUNKED: tl.constexpr, AHEAD: tl.constexpr,
-         ACC: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+         ACC: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr):  # fmt: skip
     """One program computes ``ROWS`` lanes over all of time, ``Q`` vectors of ``V`` steps at once.
 
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
     ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Strides are counted in ``UNITS``
     elements and the numbers of lanes, ``lanes`` and ``inner_size``, in ``WIDTH`` of them: what is a multiple of a 16-byte
     access is so for the compiler to see. ``SINGLE``: there is one outer index. ``MASKS``: see :mod:`.masks`. ``packed``: see
-    :mod:`.packed`. ``partials``: room for three numbers a program where moments are wanted (:mod:`.moments`).
+    :mod:`.packed`. ``moments``: see :mod:`.moments`, where ``MERGE`` partials are merged at once; absent if not wanted.
 
     ``CHUNKED``: time is longer than a tile. With ``AHEAD``, the next tile is then fetched before this one is computed, so that
     its loads are in flight while the scan exchanges and the carry is on its way.
@@ -274,10 +274,10 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed,
     if carry_in is not None:
         start = outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]
         carry = tl.load(carry_in + start, in_range, other=0).to(ACC)
-    if partials is not None:
-        moments = (tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC))
+    if moments is not None:
+        running = (tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC))
     else:
-        moments = ()
+        running = ()
     steps = vectors * V
     vector, mask = vectors_at(0, vectors, in_range, REVERSE, Q, WIDE)
     if AHEAD or not CHUNKED:
@@ -293,14 +293,14 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed,
                 )
             else:
                 tile = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, steps, mask, V, STACKED)
-            carry, moments = run_tile(
-                tile, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first, vector,
+            carry, running = run_tile(
+                tile, carry, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first, vector,
                 vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
             )  # fmt: skip
     else:
-        carry, moments = run_tile(
-            fetched, carry, moments, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, 0, vector,
+        carry, running = run_tile(
+            fetched, carry, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, 0, vector,
             vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
         )  # fmt: skip
-    if partials is not None:
-        store_moments(partials, tl.program_id(0), moments[0], moments[1], moments[2])
+    if moments is not None:
+        finish_moments(moments, tl.program_id(0), tl.num_programs(0), running[0], running[1], running[2], MERGE)

@@ -39,7 +39,7 @@ import triton
 import triton.language as tl
 
 from .memory import load_lanes, load_uniforms
-from .moments import store_moments
+from .moments import finish_moments
 from .rows import (
     at_end,
     compose_tile,
@@ -207,13 +207,13 @@ def first_state(carry_in, carry_strides, outer, inner, in_range, ROWS: tl.conste
 
 
 @triton.jit
-def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, partials, flags, published,
+def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, moments, flags, published,
           lanes, inner_size, vectors, blocks,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
           MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
           REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
           Q: tl.constexpr, WIDTH: tl.constexpr, SINGLE: tl.constexpr, STACKED: tl.constexpr,
-          ACC: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
+          ACC: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
     """One program computes one tile: ``ROWS`` lanes, ``Q`` vectors of ``V`` steps. Arguments as in :func:`.rows.rows`, and:
 
     ``flags``: int32, zero at the start: the ticket counter, then a word for each tile of each block of rows.
@@ -243,7 +243,7 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
         xs, maps, apply(a_before, b_before, carry), vector, vectors * V, FINISH, KINDS, MASKS, REVERSE, V
     )
     store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V, STACKED)
-    if partials is not None:
+    if moments is not None:
         count, mean, m2 = tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC)
         count, mean, m2 = tile_moments(count, mean, m2, xs, results, mask, MASKS, V)
-        store_moments(partials, tile * blocks + block, count, mean, m2)
+        finish_moments(moments, ticket, tl.num_programs(0), count, mean, m2, MERGE)

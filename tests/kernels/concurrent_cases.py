@@ -1,4 +1,6 @@
-"""The split kernel with its programs interleaved (interleave.py), in Triton's interpreter. Started by test_concurrent.py.
+"""Kernels with their programs interleaved (interleave.py), in Triton's interpreter. Started by test_concurrent.py.
+
+Split, whose programs wait for each other, and moments in every strategy, which the last program merges.
 
 Windows are cut to two tiles, so that nine tiles already make three spans: every kind of tile, every wait.
 """
@@ -16,7 +18,8 @@ from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
 from tritonrl import kernels
-from tritonrl.kernels import eager, launch
+from tritonrl.kernels import counters, eager, launch
+from tritonrl.kernels.device import moments as moments_file
 from tritonrl.kernels.device import split as split_file
 
 from . import oracle, triton_cases
@@ -72,8 +75,8 @@ def _small_windows_and_poisoned_workspace(monkeypatch: pytest.MonkeyPatch) -> No
 
     def poisoned(*args: Any) -> dict[str, Tensor]:
         workspace = real(*args)
-        if "published" in workspace:
-            workspace["published"].fill_(torch.nan)  # what a stale load finds must not be right by chance
+        for name in workspace.keys() & {"published", "partials"}:
+            workspace[name].fill_(torch.nan)  # what a stale load finds must not be right by chance
         return workspace
 
     monkeypatch.setattr(eager, "workspace_of", poisoned)
@@ -142,20 +145,28 @@ def test_gradients_have_the_same_bits_in_every_schedule(name: str, force: Force)
         assert not ran.races
 
 
-def test_moments_have_the_same_bits_in_every_schedule(force: Force) -> None:
-    setting = SETTINGS["blocks of rows"]
-    force("split", **setting.tiles)
-    args = setting.args()
+MERGING = {
+    "rows": Setting("gae", (7, 6), -1, {"lanes": 2, "vector": 2, "vectors": 2}, ends=0.1),
+    "lanes": Setting("gae", (6, 7), 0, {"lanes": 2, "unroll": 2}, ends=0.1),
+    "split": SETTINGS["blocks of rows"],
+}
 
-    def found() -> tuple[Tensor, ...]:
-        return tuple(kernels.gae(**args, time_dim=-1, moments=True))
 
-    in_order = found()
+def with_moments(setting: Setting) -> tuple[Tensor, ...]:
+    return tuple(kernels.gae(**setting.args(), time_dim=setting.time_dim, moments=True))
+
+
+@pytest.mark.parametrize("strategy", MERGING)
+def test_moments_have_the_same_bits_in_every_schedule(strategy: str, force: Force) -> None:
+    setting = MERGING[strategy]
+    force(strategy, **setting.tiles)
+    in_order = with_moments(setting)
     advantage = in_order[0].double()
-    assert_close(in_order[2], torch.stack([torch.tensor(42.0), advantage.mean(), advantage.var() * 41]), "", 1e-5)
+    count = torch.tensor(42.0)
+    assert_close(in_order[2], torch.stack([count, advantage.mean(), advantage.var() * (count - 1)]), "", 1e-5)
     for schedule in SCHEDULES[::2]:
         with interleaved(schedule) as ran:
-            assert bits(found()) == bits(in_order), schedule
+            assert bits(with_moments(setting)) == bits(in_order), schedule
         assert not ran.races
 
 
@@ -244,6 +255,66 @@ def test_a_kernel_that_orders_too_little_is_caught(
     for schedule in SCHEDULES[:5]:
         with interleaved(schedule) as ran:
             results = run(setting.op, setting.args(), setting.time_dim)
+        races += len(ran.races)
+        wrong += bits(results) != in_order
+    assert races > 0
+    assert wrong > 0, "no race ever did any harm"
+
+
+@triton.jit
+def is_last_relaxed(counter, programs):
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1, sem="relaxed", scope="gpu")
+    tl.debug_barrier()
+    return before == programs - 1
+
+
+@triton.jit
+def is_last_only_released(counter, programs):
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1, sem="release", scope="gpu")
+    tl.debug_barrier()
+    return before == programs - 1
+
+
+@triton.jit
+def is_last_before_the_other_threads(counter, programs):
+    before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    return before == programs - 1
+
+
+@triton.jit
+def is_last_in_one_thread(counter, programs):
+    tl.debug_barrier()
+    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
+
+
+@triton.jit
+def is_last_but_one(counter, programs):
+    tl.debug_barrier()
+    before = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    return before >= programs - 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [is_last_relaxed, is_last_only_released, is_last_before_the_other_threads, is_last_in_one_thread, is_last_but_one],
+    ids=lambda f: f.__name__,
+)
+def test_a_merge_that_is_ordered_behind_too_little_is_caught(
+    broken: Any, force: Force, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = MERGING["rows"]
+    force("rows", **setting.tiles)
+    in_order = bits(with_moments(setting))
+    monkeypatch.setattr(moments_file, "is_last", broken)
+    races, wrong = 0, 0
+    for schedule in SCHEDULES[:5]:
+        monkeypatch.setattr(counters, "_by_device", {})  # a wrong count leaves a counter behind that is not zero
+        with interleaved(schedule) as ran:
+            results = with_moments(setting)
         races += len(ran.races)
         wrong += bits(results) != in_order
     assert races > 0

@@ -106,6 +106,8 @@ class Block:
             "%tid.x": self.thread,
             "%ctaid.x": np.full(n, index, np.uint32),
             "%nctaid.x": np.full(n, machine.grid, np.uint32),
+            "%ctaid.y": np.zeros(n, np.uint32),
+            "%nctaid.y": np.ones(n, np.uint32),
             "%laneid": self.thread % 32,
         }
         self.registers: Registers = {}

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from perf.ptx import accesses
 from tritonrl.kernels import check
 from tritonrl.kernels.backend import interpreting
-from tritonrl.kernels.specs import SPECS, by_name
+from tritonrl.kernels.specs import SPECS, argument_names, by_name
 
 pytest.importorskip("triton", reason="the kernels are compiled by Triton")
 if interpreting():
     pytest.skip("with TRITON_INTERPRET nothing is compiled", allow_module_level=True)
 
 from tritonrl.kernels import families, launch
-from tritonrl.kernels.ahead_of_time import Compiled, compile_for, compile_merge
-from tritonrl.kernels.plan import Plan
+from tritonrl.kernels.ahead_of_time import Compiled, compile_for
 
 # Name: (lanes, steps, lanes contiguous), and the strategy that they are there for.
 LAYOUTS = {
@@ -258,13 +258,18 @@ def test_offsets_beyond_two_to_the_31_compile_without_spills() -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("programs", [1, 7, 300, 4096, 32768])
-def test_moments_are_merged_by_one_program_without_spills(programs: int, capability: int) -> None:
-    found = compile_merge(Plan("lanes", (programs, 1), 4, 1), capability)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_moments_are_merged_in_the_same_kernel_without_spills_and_by_wide_loads(layout: str, capability: int) -> None:
+    args = arguments("gae_extended", layout)
+    given = dict(zip(argument_names("gae_extended"), args, strict=False)) | {"moments": True}
+    found = compile_for("gae_extended", list(given.values()), capability)
     assert (found.spilled_bytes, found.stack_bytes) == (0, 0)
-    assert found.registers <= 128, "512 threads have 65536 registers"
-    assert {name for name in found.accesses if name.startswith("st.global")} == {"st.global.b64"}
-    assert found.accesses["st.global.b64"] == 3
+    assert found.plan.strategy == LAYOUTS[layout][1]
+    passed = accesses(found.ptx, found.parameters)
+    partials, merged = ([x for x in passed if x.parameter == f"moments.{i}"] for i in (0, 1))
+    assert [x.width for x in partials if x.load] == [16] * 5, "count and mean, then all three"
+    assert [x.width for x in partials if not x.load] == [4] * 3
+    assert [x.width for x in merged] == [8] * 3 and not any(x.load for x in merged)
 
 
 def test_the_report_would_show_a_spill(monkeypatch: pytest.MonkeyPatch) -> None:

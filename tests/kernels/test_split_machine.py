@@ -23,7 +23,6 @@ if interpreting():
 from tritonrl.kernels import families, launch
 from tritonrl.kernels.ahead_of_time import Compiled, compile_for
 from tritonrl.kernels.device import split as split_file
-from tritonrl.kernels.moments import merge_moments
 from tritonrl.kernels.specs import allocate, step_results
 
 from .ptx_machine import Arena, Machine
@@ -49,19 +48,28 @@ def gae_arguments(lanes: int, steps: int, contiguous: bool, ends: float = 1e-5) 
 
 
 def on_machine(
-    args: list[Any], resident: int, seed: int, capability: int = 90, spoil: Any = None
+    args: list[Any],
+    resident: int,
+    seed: int,
+    capability: int = 90,
+    spoil: Any = None,
+    strategy: str = "split",
 ) -> tuple[Tensor, ...]:
     """Advantage, value target and moments, computed by the compiled kernel."""
     found = compile_for("gae_extended", args, capability)
-    assert found.plan.strategy == "split"
+    assert found.plan.strategy == strategy
     if spoil is not None:
         found = found._replace(ptx=spoil(found.ptx))
-    recurrence = families.gae_extended(*args)
-    outputs = step_results("gae_extended", allocate("gae_extended", args))
-    given = launch.launch_arguments(recurrence, outputs, launch.prepared_for("gae_extended", recurrence, outputs, -1))
-    given["published"].fill_(torch.nan)
+    recurrence, results = families.gae_extended(*args), allocate("gae_extended", args)
+    outputs = step_results("gae_extended", results)
+    prepared = launch.prepared_for("gae_extended", recurrence, outputs, -1)
+    given = launch.launch_arguments(recurrence, outputs, prepared, results[-1])
+    for workspace in (given.get("published"), given["moments"][0]):
+        if workspace is not None:
+            workspace.fill_(torch.nan)
     run(found, given, resident, seed)
-    return (*outputs, merge_moments(given["partials"]))
+    assert spoil is not None or not given["moments"][2].any(), "the counter is zero again"
+    return results
 
 
 def run(found: Compiled, given: dict[str, Any], resident: int, seed: int) -> None:
@@ -112,6 +120,37 @@ def error(results: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
 def test_the_compiled_kernel_computes_gae(lanes: int, steps: int, contiguous: bool, capability: int) -> None:
     args = gae_arguments(lanes, steps, contiguous)
     assert error(on_machine(args, 8, 0, capability), exact(args)) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lanes", "steps", "contiguous", "capability"),
+    [
+        ("rows", 67 * 600, 8, False, 90),  # more partials than are merged at once
+        ("rows", 67, 300, False, 80),
+        ("rows", 16 * 600 + 8, 32, True, 100),
+        ("lanes", 2**17, 2, True, 80),
+    ],
+)
+def test_the_last_program_of_every_strategy_merges_the_moments_of_all(
+    strategy: str, lanes: int, steps: int, contiguous: bool, capability: int
+) -> None:
+    args = gae_arguments(lanes, steps, contiguous, ends=0.1)
+    first = on_machine(args, 3, 0, capability, strategy=strategy)
+    assert error(first, exact(args)) < CLOSE
+    assert torch.equal(on_machine(args, 11, 1, capability, strategy=strategy)[2], first[2])
+
+
+def merged_by_the_last_but_one(ptx: str) -> str:
+    """Who finds that all but two were counted before takes that for all but one."""
+    before, after = ptx.split("acq_rel.add", 1)
+    return before + "acq_rel.add" + re.sub(r"(add\.s32\s+%r\d+, %r\d+), -1;", r"\1, -2;", after, count=1)
+
+
+def test_a_merge_that_comes_too_early_gives_something_else() -> None:
+    args = gae_arguments(67, 300, False, ends=0.1)
+    assert error(on_machine(args, 8, 3, strategy="rows"), exact(args)) < CLOSE
+    spoiled = on_machine(args, 8, 3, spoil=merged_by_the_last_but_one, strategy="rows")
+    assert error(spoiled, exact(args)) > 100 * CLOSE
 
 
 @pytest.mark.parametrize(("lanes", "steps", "contiguous"), [(2, 1024 * 19, False), (64, 32 * 18, True)])

@@ -13,6 +13,9 @@ Triton 3.6.0 and 3.7.1 for sm_80, sm_90 and sm_100, and held to by these tests:
   ``MEMBAR.ALL.GPU`` and a ``RED`` that nobody waits for.
 - *Maps are loaded* by ``ld.global.cg`` (``LDG.STRONG.GPU``, not through L1) in every warp that needs them, each behind a
   ``bar.sync`` behind the spin loop; they are stable then, so scalars computed from them are the same in every warp.
+- *Programs are counted*, where moments are wanted and in every strategy, by ``atom.global.gpu.acq_rel.add`` of the one thread
+  behind a ``bar.sync`` behind the partial moments; in SASS ``MEMBAR.ALL.GPU``, ``ATOMG`` and ``CCTL.IVALL``. All threads learn
+  of the count as of a ticket, and what was counted is loaded past L1 behind another ``bar.sync``.
 """
 
 from __future__ import annotations
@@ -40,13 +43,14 @@ from tritonrl.kernels import ahead_of_time
 from tritonrl.kernels.ahead_of_time import Compiled, compile_for
 
 from .ptx_machine import Arena, Block, Machine
-from .test_ahead_of_time import CAPABILITIES, arguments
+from .test_ahead_of_time import CAPABILITIES, LAYOUTS, arguments
 
 # Op and layout: one row a program, and 32 contiguous lanes a program, with moments and without.
 KERNELS = [("gae_extended", "one long row"), ("linear_recurrence", "one long row"), ("gae_extended", "few long lanes")]
 
 _KINDS = {
     "ticket": r"\batom\.global\.gpu\.relaxed\.add\.u32 (?P<to>%r\d+)",
+    "count": r"\batom\.global\.gpu\.acq_rel\.add\.u32 (?P<to>%r\d+)",
     "raise": r"\b(atom|red)\.global\.gpu\.(release|acq_rel)\.or\.b32",
     "poll": r"\b(ld\.global\.gpu\.acquire|atom\.global\.gpu\.(acquire|acq_rel)\.\w+)\.[bu]32 (?P<to>%r\d+)",
     "barrier": r"\bbar\.sync\s+0;",
@@ -126,7 +130,7 @@ def assert_one_ticket(compiled: Compiled) -> None:
     (i,) = (i for i, event in enumerate(found) if event.kind == "ticket")
     assert_one_thread(compiled, found[i].predicate)
     assert_broadcast(found, i)
-    assert found[i].parameter == "" and "other atomic" not in kinds(found)
+    assert "other atomic" not in kinds(found)
     assert "global" not in kinds(found[:i]), "nothing is read before a program knows its tile"
 
 
@@ -192,6 +196,29 @@ def assert_acquired(compiled: Compiled) -> None:
         assert "label" not in kinds(found[back:i]), "no other way leads here"
 
 
+def assert_merged_by_the_last(compiled: Compiled) -> None:
+    """Who counts last, and only who does, loads what all others stored before they were counted."""
+    found = events(compiled)
+    (i,) = (i for i, event in enumerate(found) if event.kind == "count")
+    assert_one_thread(compiled, found[i].predicate)
+    learned = assert_broadcast(found, i)
+    partials = [j for j, event in enumerate(found) if event.parameter == "moments.0"]
+    stored, loaded = [j for j in partials if j < i], [j for j in partials if j > i]
+    assert [found[j].text.count("st.global") for j in stored] == [1, 1, 1]
+    assert "barrier" in kinds(found[max(stored) : i])
+    assert not {"label", "branch"} & set(kinds(found[max(stored) : i]))
+    assert len(loaded) == 5 and all("ld.global.cg.v" in found[j].text for j in loaded)
+    assert found[i + 4].kind == "barrier" and found[i + 5].kind == "branch", "whoever is not the last has done"
+    away = found[i + 5]
+    assert learned.to in sources(assignments(compiled.ptx), away.predicate.lstrip("!"))
+    (end,) = (j for j, event in enumerate(found) if event.kind == "label" and event.to == away.to)
+    assert end > max(loaded) and "global" not in kinds(found[end:])
+    merged = [event for event in found if event.parameter == "moments.1"]
+    assert len(merged) == 3 and all(event.predicate and "st.global" in event.text for event in merged)
+    back = [j for j, event in enumerate(found) if event.parameter == "moments.2" and "st.global" in event.text]
+    assert len(back) == 1 and i < back[0] < end, "the counter is put back"
+
+
 CHECKS = (assert_one_ticket, assert_uniform_waits, assert_released, assert_acquired)
 
 
@@ -202,6 +229,17 @@ def test_programs_wait_and_publish_as_the_memory_model_asks(
     op: str, layout: str, capability: int, check: Callable[[Compiled], None]
 ) -> None:
     check(compiled_once(op, layout, capability)[0])
+
+
+MERGING = ["one long row", "few long lanes", "short rows", "long rows", "tiles of lanes", "lanes contiguous"]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("layout", MERGING)
+def test_the_last_program_merges_behind_all_others(layout: str, capability: int) -> None:
+    compiled, sass = compiled_once("gae_extended", layout, capability)
+    assert_merged_by_the_last(compiled)
+    assert_fenced_count(sass)
 
 
 _compiled: dict[tuple[str, str, int], tuple[Compiled, list[str]]] = {}
@@ -221,7 +259,7 @@ def compiled_once(op: str, layout: str, capability: int) -> tuple[Compiled, list
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ahead_of_time, "_resource_usage", seen)
             found = compile_for(op, arguments(op, layout), capability)
-        assert found.plan.strategy == "split"
+        assert found.plan.strategy == LAYOUTS[layout][1]
         _compiled[key] = found, disassembled(binaries[0])
     return _compiled[key]
 
@@ -241,11 +279,16 @@ def test_the_assembler_fences_every_bit_and_drops_l1_behind_every_poll(op: str, 
     assert_fenced(compiled_once(op, layout, capability)[1])
 
 
-def assert_fenced(sass: list[str]) -> None:
+def fences(sass: list[str]) -> list[str]:
+    """The instructions that order others, and loads and atomics that other programs see."""
     code = [re.sub(r"^@!?U?P\d\s+", "", line) for line in sass]
-    code = [line for line in code if re.match(r"MEMBAR|ATOM|RED[.G]|CCTL|LDG.*STRONG|BAR", line)]
+    return [line for line in code if re.match(r"MEMBAR|ATOM|RED[.G]|CCTL|LDG.*STRONG|BAR", line)]
+
+
+def assert_fenced(sass: list[str]) -> None:
+    code = fences(sass)
     bits = [i for i, line in enumerate(code) if re.match(r"(RED|ATOM)G?\.E\.OR\.STRONG\.GPU", line)]
-    drops = [i for i, line in enumerate(code) if line.startswith("CCTL.IVALL")]
+    drops = [i for i, line in enumerate(code) if line.startswith("CCTL.IVALL") and "ADD" not in code[i - 1]]
     assert len(bits) == 3 and len(drops) == 3
     for i in bits:
         assert re.match(r"MEMBAR\.(ALL|SC)\.GPU", code[i - 1]) and code[i - 2].startswith("BAR.SYNC")
@@ -253,6 +296,15 @@ def assert_fenced(sass: list[str]) -> None:
         assert code[i - 1].startswith("LDG.E.STRONG.GPU") and code[i - 2].startswith("BAR.SYNC")
         assert code[i + 1].startswith("BAR.SYNC")
     assert sum("STRONG.GPU" in line and line.startswith("LDG") for line in code) >= 3 + 5
+
+
+def assert_fenced_count(sass: list[str]) -> None:
+    code = fences(sass)
+    (i,) = (i for i, line in enumerate(code) if "ADD" in line and code[i - 1].startswith("MEMBAR"))
+    assert re.match(r"MEMBAR\.(ALL|SC)\.GPU", code[i - 1]) and code[i - 2].startswith("BAR.SYNC")
+    assert re.match(r"ATOMG?\.E\.ADD\.STRONG\.GPU", code[i]) and code[i + 1].startswith("CCTL.IVALL")
+    assert code[i + 2].startswith("BAR.SYNC") and code[i + 3].startswith("BAR.SYNC")
+    assert [line.startswith("LDG.E.128.STRONG.GPU") for line in code[i + 4 :] if line.startswith("LDG")] == [True] * 5
 
 
 # The checks, on code that is wrong.
@@ -319,10 +371,49 @@ def test_wrong_code_is_seen(name: str) -> None:
         check(right._replace(ptx=wrong))
 
 
+def without_line(what: str, after: str) -> Callable[[str], str]:
+    """Without the first line with ``what`` in it behind the last one with ``after``."""
+
+    def cut(ptx: str) -> str:
+        lines = ptx.splitlines()
+        begin = max(i for i, line in enumerate(lines) if after in line)
+        del lines[next(i for i in range(begin + 1, len(lines)) if what in lines[i])]
+        return "\n".join(lines)
+
+    return cut
+
+
+WRONG_COUNT = {
+    "every thread counts": lambda ptx: re.sub(r"@%p\d+ (atom.global.gpu.acq_rel.add)", r"\1", ptx),
+    "relaxed": lambda ptx: ptx.replace("acq_rel.add", "relaxed.add"),
+    "only released": lambda ptx: ptx.replace("acq_rel.add", "release.add"),
+    "in the block": lambda ptx: ptx.replace("gpu.acq_rel.add", "cta.acq_rel.add"),
+    "no barrier before it": without_barrier_before("atom.global.gpu.acq_rel.add"),
+    "merged through L1": lambda ptx: ptx.replace("ld.global.cg.v4", "ld.global.ca.v4"),
+    "everybody merges": without_line(" bra ", after="acq_rel.add"),
+    "the counter stays": without_line("st.global.b32", after="st.global.b64"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COUNT)
+def test_a_wrong_count_is_seen(name: str) -> None:
+    right = compiled_once("gae_extended", "short rows", 90)[0]
+    wrong = WRONG_COUNT[name](right.ptx)
+    assert wrong != right.ptx
+    assert_merged_by_the_last(right)
+    with pytest.raises((AssertionError, ValueError)):
+        assert_merged_by_the_last(right._replace(ptx=wrong))
+
+
+@pytest.mark.parametrize(
+    ("check", "op", "layout"),
+    [(assert_fenced, "linear_recurrence", "one long row"), (assert_fenced_count, "gae_extended", "short rows")],
+)
 @pytest.mark.parametrize("missing", ["MEMBAR", "CCTL", "BAR"])
-def test_wrong_machine_code_is_seen(missing: str) -> None:
-    right = compiled_once("linear_recurrence", "one long row", 90)[1]
+def test_wrong_machine_code_is_seen(missing: str, check: Callable[[list[str]], None], op: str, layout: str) -> None:
+    right = compiled_once(op, layout, 90)[1]
     wrong = [line for line in right if missing not in line]
     assert len(wrong) < len(right)
-    with pytest.raises(AssertionError):
-        assert_fenced(wrong)
+    check(right)
+    with pytest.raises((AssertionError, ValueError)):
+        check(wrong)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from tritonrl import kernels
-from tritonrl.kernels import launch, preparation
+from tritonrl.kernels import counters, launch, preparation
 from tritonrl.kernels.backend import interpreting
+from tritonrl.kernels.device.moments import merge_partials
 from tritonrl.kernels.geometry import Lanes, TooScattered
 from tritonrl.kernels.plan import Plan, ceil_div
 
@@ -550,14 +551,27 @@ PARTS = {
 }
 
 
+def workspace_with(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Partial moments as programs leave them, with garbage where there are none."""
+    room = 16 * ceil_div(len(parts), 16)
+    laid_out = torch.full((3, room), math.nan, dtype=dtype, device=DEVICE)
+    laid_out[0].view(torch.int32)[:room] = torch.cat(
+        [parts[:, 0].int(), torch.full((room - len(parts),), 7, dtype=torch.int32, device=DEVICE)]
+    )
+    laid_out[1:, : len(parts)] = parts[:, 1:].t()
+    return laid_out
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("block", [4, 16])
 @pytest.mark.parametrize("name", PARTS)
-def test_moments_of_programs_merge_as_those_of_users_do(name: str, block: int) -> None:
+def test_moments_of_programs_merge_as_those_of_users_do(name: str, block: int, dtype: torch.dtype) -> None:
     """Blocks that do not divide the parts, blocks that hold them all; the same numbers, NaN where those are."""
     parts = PARTS[name].to(DEVICE)
     merged = torch.full((3,), -1.0, dtype=torch.float64, device=DEVICE)
-    launch.merge_partials[(1,)](parts, merged, len(parts), block, num_warps=1)
-    torch.testing.assert_close(merged, kernels.merge_moments(parts), rtol=1e-14, atol=0, equal_nan=True)
+    merge_partials[(1,)](workspace_with(parts, dtype), merged, len(parts), block, num_warps=1)
+    wanted = kernels.merge_moments(parts.to(dtype).double())
+    torch.testing.assert_close(merged, wanted, rtol=1e-14, atol=0, equal_nan=True)
 
 
 def test_many_moments_merge_in_several_blocks_to_those_of_the_whole() -> None:
@@ -566,10 +580,23 @@ def test_many_moments_merge_in_several_blocks_to_those_of_the_whole() -> None:
     parts = torch.stack([torch.full((37,), 11.0), mean, (x - mean[:, None]).square().sum(1)], 1).to(DEVICE)
     merged, again = (torch.empty(3, dtype=torch.float64, device=DEVICE) for _ in range(2))
     for out in (merged, again):
-        launch.merge_partials[(1,)](parts, out, 37, 8, num_warps=1)
+        merge_partials[(1,)](workspace_with(parts, torch.float64), out, 37, 8, num_warps=1)
     assert torch.equal(merged, again)
     wanted = torch.stack([torch.tensor(37.0 * 11), x.mean(), (x - x.mean()).square().sum()])
     torch.testing.assert_close(merged.cpu(), wanted, rtol=1e-10, atol=0)
+
+
+def test_counters_come_round_and_are_zero_when_they_do(force: Force, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters, "TURN", 2)
+    monkeypatch.setattr(counters, "_by_device", {})
+    args = convert(draw("gae", (5, 8), -1, ends=0.3), torch.float32)
+    for strategy, tiles in (("rows", {"lanes": 2}), ("lanes", {"lanes": 2}), ("split", {"lanes": 2, "vectors": 1})):
+        force(strategy, **tiles)
+        found = [kernels.gae(**to_device(args), time_dim=-1, moments=True)[2] for _ in range(5)]
+        assert all(torch.equal(x, found[0]) for x in found)
+    (used,) = counters._by_device.values()
+    assert not used.all.any()
+    assert next(used.turns) == 15
 
 
 def off_by_one(x: Tensor) -> Tensor:
