@@ -10,7 +10,8 @@ from .api import gae, linear_recurrence, reward_to_go, td_lambda_return, vtrace
 from .backend import BackendStatus, BackendUnavailable, backends, use_backend
 from .check import CheckResult, self_check
 from .explain import explain
-from .moments import merge_moments, standardise
+from .moments import merge_moments
+from .standardise import standardise
 
 __all__ = [
     "BackendStatus",

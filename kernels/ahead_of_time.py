@@ -21,7 +21,7 @@ from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import families
+from . import elementwise, families
 from .launch import compiler_options, launch_arguments, prepared_for
 from .plan import Plan
 from .specs import allocate, step_results
@@ -122,6 +122,18 @@ def compile_for(op: str, args: Sequence[Any], capability: int, plan_for: int = 1
     given = launch_arguments(recurrence, outputs, prepared, merged)
     options = compiler_options(prepared.plan)
     return _compiled(op, prepared.plan, prepared.kernel, given, prepared.constants, options, capability)
+
+
+def compile_standardise(
+    x: Tensor, valid: Tensor | None, skip: Tensor | None, capability: int, eps: float = 1e-4, correction: int = 1
+) -> Compiled:
+    """Compile the kernel that standardises ``x`` on a GPU of this compute capability."""
+    constants = elementwise.constants_of(x, eps, correction)
+    moments = torch.empty(3, dtype=torch.float64, device=x.device)
+    given = {"x": x, "moments": moments, "valid": valid, "skip": skip, "y": x, "numbers": x.numel(), **constants}
+    plan = elementwise.PLAN
+    options = {"num_warps": plan.warps}
+    return _compiled("standardise", plan, elementwise.standardise, given, constants, options, capability)
 
 
 def _compiled(

@@ -11,20 +11,24 @@ caller takes the public way: slower, never wrong.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import triton
 from triton import knobs
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 Launch = Callable[..., None]
 """Launches one compiled kernel: the stream, then every argument of the kernel in order, with addresses for tensors."""
 
 ALIGNED = 16  # bytes: Triton compiles one kernel for pointers that are multiples of it and another for the rest
+_MISALIGNED = ALIGNED - 1
 
 _LAST_LINE = (
     "kernel.run(grid_0,grid_1,grid_2,stream,kernel.function,kernel.packed_metadata,launch_metadata,"
@@ -75,3 +79,28 @@ def direct(kernel: Any, compiled: Any, grid: Sequence[int]) -> Launch | None:
         run(x, y, z, stream, function, metadata, None, None, None, *arguments)
 
     return launch
+
+
+def alignment_of(addresses: Sequence[int]) -> tuple[bool, ...]:
+    """Which addresses are aligned; ``()`` if all of them are."""
+    low = 0
+    for address in addresses:
+        low |= address
+    return () if not low & _MISALIGNED else tuple([not address & _MISALIGNED for address in addresses])
+
+
+def on_device(device: torch.device) -> Any:
+    """Triton launches on the current device; make that the data's."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+def launch_on(device: torch.device, launch: Launch, arguments: Sequence[Any]) -> None:
+    """Launch on the current stream of ``device``, which need not be the current device."""
+    active = driver.active
+    current = active.get_current_device()
+    if device.index is not None and device.index != current:
+        with torch.cuda.device(device.index):
+            return launch_on(device, launch, arguments)
+    return launch(active.get_current_stream(current), *arguments)

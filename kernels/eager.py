@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime import driver
 
-from .direct import ALIGNED, Launch, is_watched
+from .direct import Launch, alignment_of, is_watched, launch_on
 from .plan import Plan
 from .sources import Sources, filled
 from .workspace import NAMES, workspace_of
 
 Workspace = dict[str, Tensor]
-_MISALIGNED = ALIGNED - 1
 
 
 class Results:
@@ -84,7 +82,7 @@ class Call:
         pointers = [args[i].data_ptr() for i in taken.pointers]
         written = [results[i].data_ptr() for i in self.written]
         rooms = {name: x.data_ptr() for name, x in workspace.items()}
-        alignment = _alignment((*pointers, *written, *rooms.values()))
+        alignment = alignment_of((*pointers, *written, *rooms.values()))
         launch = self.launches.get(alignment)
         if launch is None or is_watched(self.kernel):
             launch = self.slowly(args, results, workspace)
@@ -102,22 +100,5 @@ class Call:
             arguments[place] = make(values)
         for name, room in rooms.items():
             arguments[places[name]] = room
-        self._launch(launch, arguments)
+        launch_on(self.results.device, launch, arguments)
         return results
-
-    def _launch(self, launch: Launch, arguments: Sequence[Any]) -> None:
-        active, index = driver.active, self.results.device.index
-        device = active.get_current_device()
-        if index is not None and index != device:
-            # Triton launches on the current device; make that the data's.
-            with torch.cuda.device(index):
-                return self._launch(launch, arguments)
-        return launch(active.get_current_stream(device), *arguments)
-
-
-def _alignment(addresses: Sequence[int]) -> tuple[bool, ...]:
-    """Which addresses are aligned; ``()`` if all of them are."""
-    low = 0
-    for address in addresses:
-        low |= address
-    return () if not low & _MISALIGNED else tuple([not address & _MISALIGNED for address in addresses])

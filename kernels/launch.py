@@ -7,7 +7,6 @@ nothing is allocated but the results and a small workspace, so calls can be capt
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -17,8 +16,9 @@ from torch import Tensor
 
 from . import families
 from .device.memory import NUMBER, UNIFORM
-from .direct import Launch, direct
+from .direct import Launch, direct, on_device
 from .eager import Call, Results, Slowly, Workspace
+from .elementwise import standardised as standardised
 from .families import Recurrence
 from .geometry import TooScattered
 from .plan import Plan
@@ -197,7 +197,7 @@ def _slowly(
         merged = outputs.pop() if moments else None
         if scattered:
             recurrence = one_layout(recurrence, outputs[0], time_dim)
-        with _on(outputs[0].device):
+        with on_device(outputs[0].device):
             given = launch_arguments(recurrence, outputs, prepared, merged, workspace)
             compiled = prepared.kernel[plan.grid](**given, **compiler_options(plan))
             return direct(prepared.kernel, compiled, plan.grid)
@@ -220,13 +220,6 @@ def _time(args: tuple[Any, ...]) -> tuple[int, bool | None]:
     """``time_dim`` and, for the general recurrence only, ``reverse``: the trailing arguments of every schema."""
     trailing = [x for x in args if isinstance(x, (int, bool))]
     return trailing[0], (bool(trailing[1]) if len(trailing) > 1 else None)
-
-
-def _on(device: torch.device) -> Any:
-    """Triton launches on the current device; make that the data's."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
 
 
 def linear_recurrence(*args: Any) -> Any:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .dtypes import accumulate_dtype, moments_dtype
-from .textbook import counted
 
 
 def measure(x: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -63,45 +62,3 @@ def merge_moments(partials: Tensor) -> Tensor:
     mean, m2 = torch.where(count > 0, mean, 0.0), torch.where(count > 0, m2, 0.0)
     overall = (count * mean).sum() / total.clamp_min(1.0)
     return torch.stack([total, overall, (m2 + count * (mean - overall) ** 2).sum()])
-
-
-def standardise(
-    x: Tensor,
-    moments: Tensor,
-    *,
-    valid: Tensor | None = None,
-    skip: Tensor | None = None,
-    eps: float = 1e-4,
-    correction: int = 1,
-) -> Tensor:
-    r"""Shift and scale to mean 0 and standard deviation 1, in one pass, with moments that are known already.
-
-    .. math:: y = (x - \bar x) / \max(\sigma, \epsilon), \qquad \sigma^2 = M / \max(n - \text{correction}, 1)
-
-    Args:
-        x: the advantages, of any shape.
-        moments: ``[3]``: count, mean and M2, of ``x`` alone or of what several processes hold (:func:`merge_moments`).
-        valid, skip: the masks that ``x`` was computed with; where a step does not count the result is zero.
-        eps: the smallest standard deviation to divide by.
-        correction: 1 for the unbiased variance, 0 for the population's.
-
-    Returns:
-        As ``x`` in shape and dtype; differentiable to ``x``, with the moments as constants.
-
-    Raises:
-        RuntimeError: if ``moments`` is not of shape ``[3]``.
-
-    Example:
-        >>> standardise(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0, 2.0]), correction=0)
-        tensor([-1.,  1.])
-    """
-    if moments.shape != (3,):
-        raise RuntimeError(f"moments has shape {tuple(moments.shape)}, expected [3]: count, mean, M2")
-    count, mean, m2 = moments.detach().unbind()
-    scale = (m2 / (count - correction).clamp_min(1.0)).sqrt().clamp_min(eps)
-    dtype = accumulate_dtype(x.dtype)
-    counts = counted(valid, skip)
-    # Two passes and one new tensor. (addcmul is one pass, but cancels where the mean is far from zero: an error of 5e-2 at a
-    # mean of 1e6 standard deviations, where this has 1e-3; and on the CPU it takes twice as long as both.)
-    y = (x.to(dtype) - mean.to(dtype)).mul_(scale.reciprocal().to(dtype)).to(x.dtype)
-    return y if counts is None else torch.where(counts, y, 0.0)

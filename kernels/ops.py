@@ -415,7 +415,7 @@ def nobody_listens() -> bool:
     )
 
 
-def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
+def needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
     """Whether nobody but the backend has to see this call: no graph is recorded, nobody listens, and every tensor is an
     ordinary one."""
     if not nobody_listens():
@@ -433,7 +433,7 @@ def _needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
 
 def goes_straight_to(ability: str, *args: Any) -> bool:
     """Whether a call with these arguments would go straight to a backend, one that names this ability."""
-    if torch.compiler.is_compiling() or not _needs_no_dispatcher(args):
+    if torch.compiler.is_compiling() or not needs_no_dispatcher(args):
         return False
     return bool(getattr(backend_for(args[0].device), ability, False))
 
@@ -450,6 +450,6 @@ def call(op: str, *args: Any) -> Any:
             args = packed.folded(op, args)  # once, for the backward pass too
         if torch._C._are_functorch_transforms_active():
             return _FUNCTIONS[op].apply(*args)
-        if _needs_no_dispatcher(args):
+        if needs_no_dispatcher(args):
             return _IMPLEMENTATIONS[op](*args)
     return getattr(torch.ops.tritonrl, op)(*args)

@@ -40,8 +40,11 @@ QUICK = (
     "gae_extended+derived/rows/",
     "gae_extended+derived+packed/split-rows/",
     "vtrace_backward/lanes/",
+    "standardise+masks/",
 )
 MASKS = ("valid", "skip")
+# Takes numbers as they lie in memory: one shape stands for all.
+ELEMENTWISE = "standardise"
 SEQUENCES = 1000
 
 
@@ -92,6 +95,8 @@ def launches(only: Sequence[str] = (), capabilities: Sequence[int] = CAPABILITIE
             wanted = [x for x in variants_of(op) if shape in MAIN_SHAPES or not {"masks", "packed"} & set(x.split("+"))]
             for variant, capability in itertools.product(wanted, (90,) if quick else capabilities):
                 found.append(Launch(op, shape, dtype, variant, capability))
+        for variant, capability in itertools.product(("", "masks"), (90,) if quick else capabilities):
+            found.append(Launch(ELEMENTWISE, "rows", dtype, variant, capability))
     if quick:
         found = [x for x in found if x.dtype == "float32" and x.id.startswith(QUICK)]
     patterns = [f"*{pattern.strip('*')}*" for pattern in only]
@@ -121,7 +126,7 @@ def named_arguments(launch: Launch) -> dict[str, Any]:
     if "packed" in launch.asked:
         given["cu_seqlens"] = torch.empty(SEQUENCES + 1, dtype=torch.int32)
     arguments = {}
-    for name in argument_names(launch.op):
+    for name in ("x", *MASKS) if launch.op == ELEMENTWISE else argument_names(launch.op):
         if name in given:
             arguments[name] = given[name]
         elif name in ("done", "terminated"):

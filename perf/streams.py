@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .launches import Launch, contiguous_extent, named_arguments
+from .launches import ELEMENTWISE, Launch, contiguous_extent, named_arguments
 from .occupancy import occupancy
 from .ptx import Access, accesses
 
@@ -68,11 +68,15 @@ class Inspected:
 
 def inspect_launch(launch: Launch) -> Inspected:
     """Compile one kernel and read what came out. A kernel that does not compile is a finding, too."""
-    from tritonrl.kernels.ahead_of_time import compile_for
+    from tritonrl.kernels.ahead_of_time import compile_for, compile_standardise
 
     arguments = named_arguments(launch)
+    given = list(arguments.values())
     try:
-        compiled = compile_for(launch.op, list(arguments.values()), launch.capability)
+        if launch.op == ELEMENTWISE:
+            compiled = compile_standardise(**arguments, capability=launch.capability)
+        else:
+            compiled = compile_for(launch.op, given, launch.capability)
     except Exception as error:
         text = str(error).strip().splitlines() or [""]
         return Inspected(
@@ -118,13 +122,18 @@ def _stream(
     is_load = group[0].load
     widths = tuple(sorted((access.width for access in group), reverse=True))
     kind, _, index = parameter.partition(".")
+    tile = plan.lanes * (plan.unroll if plan.strategy == "lanes" else plan.vectors * plan.vector)
+    per_step = sum(widths) * 32 * plan.warps / tile
+    if launch.op == ELEMENTWISE and kind != "moments":
+        x = arguments["x" if kind == "y" else kind]
+        return Stream(
+            kind, "data", widths, _possible(x, "flat", x.numel(), launch), per_step, x.element_size()
+        ), is_load
     if kind not in ("inputs", "outputs"):
         return Stream(parameter, "other", widths, 0, 0.0, 0.0), is_load
     name, x, tap, role = _tensor(launch.op, arguments, kind, int(index))
     if role == "other":
         return Stream(name, role, widths, 0, 0.0, 0.0), is_load
-    tile = plan.lanes * (plan.unroll if plan.strategy == "lanes" else plan.vectors * plan.vector)
-    per_step = sum(widths) * 32 * plan.warps / tile
     shape, time_dim = _shape(launch.op, arguments), arguments["time_dim"]
     if role == "data" and any(s == 0 and n > 1 for s, n in zip(x.expand(shape).stride(), shape, strict=True)):
         role = "repeated"

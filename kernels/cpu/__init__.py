@@ -1,9 +1,9 @@
 """Numba kernels for the CPU: one function per op of :mod:`tritonrl.kernels.specs`.
 
 Read in this order: :mod:`.bodies` (what is computed), :mod:`.strategies` and :mod:`.pieces` (in which order),
-:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.team` (threads), :mod:`.reduce` (moments). Below them,
-:mod:`.blocks`, :mod:`.memory`, :mod:`.recur`, :mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are
-written in.
+:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.team` (threads), :mod:`.reduce` (moments) and
+:mod:`.standardise` (what they are for). Below them, :mod:`.blocks`, :mod:`.memory`, :mod:`.recur`, :mod:`.masks`,
+:mod:`.numbers` and :mod:`.simd` are the words that bodies are written in.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..textbook import counted
 from . import backward_bodies, bodies
 from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, run
 from .reduce import measure
+from .standardise import standardised as standardised
 
 # The ops whose masks the kernels take themselves (:mod:`tritonrl.kernels.compose`).
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)

@@ -227,6 +227,28 @@ def test_every_strategy_with_moments_is_launched_again(strategy: str, optional: 
     assert_alike(found, results, *by_the_public_way(operator("gae_extended", args)))
 
 
+@pytest.mark.parametrize("masks", [(), ("valid",), ("skip",), ("valid", "skip")], ids=str)
+def test_standardising_is_launched_again(masks: tuple[str, ...]) -> None:
+    def call(numbers: int, offset: int = 0, **more: float) -> Callable[[], Any]:
+        x = torch.rand(numbers + offset)[offset:]
+        given = {name: torch.rand(numbers) < 0.5 for name in masks}
+        return lambda: kernels.standardise(x, torch.ones(3, dtype=torch.float64), **given, **more)
+
+    for size, options in (
+        (1000, {}),
+        (1024, {}),
+        (1000, {"offset": 1}),
+        (1000, {"eps": 0.5}),
+        (1000, {"correction": 0}),
+    ):
+        first, public_ones, _ = noted(call(size, **options))
+        assert len(first) == len(public_ones) == 1, "one kernel for each combination"
+        found, public_ones, results = noted(again_call := call(size, **options))
+        assert public_ones == [] and found[0].function == first[0].function
+        assert results.data_ptr() in found[0].parameters
+        assert_alike(found, results, *by_the_public_way(again_call))
+
+
 @pytest.mark.parametrize("strategy", ["lanes", "split"])
 def test_carries_are_launched_again(strategy: str) -> None:
     steps, lanes, across = SIZES[strategy]

@@ -18,8 +18,8 @@ pytest.importorskip("triton", reason="the kernels are compiled by Triton")
 if interpreting():
     pytest.skip("with TRITON_INTERPRET nothing is compiled", allow_module_level=True)
 
-from tritonrl.kernels import families, launch
-from tritonrl.kernels.ahead_of_time import Compiled, compile_for
+from tritonrl.kernels import elementwise, families, launch
+from tritonrl.kernels.ahead_of_time import Compiled, compile_for, compile_standardise
 
 # Name: (lanes, steps, lanes contiguous), and the strategy that they are there for.
 LAYOUTS = {
@@ -270,6 +270,28 @@ def test_moments_are_merged_in_the_same_kernel_without_spills_and_by_wide_loads(
     assert [x.width for x in partials if x.load] == [16] * 5, "count and mean, then all three"
     assert [x.width for x in partials if not x.load] == [4] * 3
     assert [x.width for x in merged] == [8] * 3 and not any(x.load for x in merged)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("rest", [0, 7])
+def test_standardising_takes_whole_accesses_whatever_the_size(rest: int, capability: int) -> None:
+    x = torch.empty(2**20 + rest, device="meta")
+    mask = torch.empty(2**20 + rest, dtype=torch.bool, device="meta")
+    found = compile_standardise(x, mask, mask, capability)
+    assert (found.spilled_bytes, found.stack_bytes) == (0, 0)
+    passed = accesses(found.ptx, found.parameters)
+    for parameter, item in (("x", 4), ("y", 4), ("valid", 1), ("skip", 1)):
+        widths = sorted(access.width for access in passed if access.parameter == parameter)
+        assert widths == [item] * (1 if rest else 0) + [16] * item, parameter
+
+
+def test_standardising_more_than_two_to_the_31_numbers_compiles_to_whole_accesses_too() -> None:
+    largest, enormous = (torch.empty(2**31 - less, device="meta") for less in (2048, 2047))
+    assert not elementwise.constants_of(largest, 1e-4, 1)["WIDE"]
+    assert elementwise.constants_of(enormous, 1e-4, 1)["WIDE"]
+    for x in (largest, enormous):
+        found = compile_standardise(x, None, None, 90)
+        assert found.accesses["st.global.v4.b32"] == found.accesses["ld.global.v4.b32"] == 4
 
 
 def test_the_report_would_show_a_spill(monkeypatch: pytest.MonkeyPatch) -> None:

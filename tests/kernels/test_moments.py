@@ -91,6 +91,64 @@ def test_a_constant_is_divided_by_eps_and_a_single_number_gives_zero() -> None:
     assert found.tolist() == [0.0, 2.0]
 
 
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "time first":
+        return x.t().contiguous().t()
+    if layout == "with gaps":
+        return torch.stack([x, x], -1)[..., 0]
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "time first", "with gaps"])
+@pytest.mark.parametrize("which", ["", "valid", "skip", "valid skip"])
+def test_standardised_in_one_kernel_as_in_several(which: str, layout: str, dtype: torch.dtype) -> None:
+    """On either side of a graph: what records one is made of torch's operators."""
+    for shape in ((1,), (3, 11), (37, 1800)):  # less than a register, and parts for several threads
+        x = laid_out(torch.randn(shape).add(5).to(dtype), layout if len(shape) == 2 else "contiguous")
+        given = {name: torch.rand(shape) < 0.7 for name in which.split()}
+        given = {name: laid_out(m, layout) if len(shape) == 2 else m for name, m in given.items()}
+        moments = torch.tensor([x.numel(), 4.5, 3.0 * x.numel()], dtype=torch.float64)
+        found = kernels.standardise(x, moments, **given, correction=0)
+        recorded = kernels.standardise(x.clone().requires_grad_(), moments, **given, correction=0)
+        assert recorded.requires_grad and torch.equal(found, recorded.detach())
+        if layout != "with gaps":
+            assert found.stride() == x.stride()
+        with kernels.use_backend("torch"):
+            assert torch.equal(kernels.standardise(x, moments, **given, correction=0), found)
+
+
+def test_masks_that_stand_for_several_numbers_are_broadcast() -> None:
+    x, valid = torch.randn(4, 6), torch.tensor([[True], [False], [True], [True]])
+    found = kernels.standardise(x, torch.tensor([18.0, 0.0, 18.0], dtype=torch.float64), valid=valid, correction=0)
+    torch.testing.assert_close(found, x * valid)
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize(
+    ("moments", "eps"),
+    [
+        ([3.0, 1.0, float("nan")], 1e-4),
+        ([3.0, 1.0, float("inf")], 1e-4),
+        ([3.0, float("inf"), 1.0], 1e-4),
+        ([3.0, 1.0, 0.0], 0.0),
+        ([0.0, 0.0, 0.0], 1e-4),
+        ([1.0, 1.0, 0.5], 1e-4),
+        ([3.0, 1.0, -1.0], 1e-4),
+    ],
+)
+def test_moments_that_are_no_good_give_what_the_formula_gives(moments: list[float], eps: float, backend: str) -> None:
+    x, (count, mean, m2) = torch.tensor([1.0, 2.0, -3.0]), torch.tensor(moments, dtype=torch.float64)
+    deviation = (m2 / (count - 1).clamp_min(1)).sqrt().clamp_min(eps)
+    with kernels.use_backend(backend):
+        found = kernels.standardise(x, torch.tensor(moments, dtype=torch.float64), eps=eps)
+    torch.testing.assert_close(found, (x - mean.float()) * (1 / deviation).float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_standardising_nothing_gives_nothing() -> None:
+    assert kernels.standardise(torch.empty(0, 3), torch.zeros(3, dtype=torch.float64)).shape == (0, 3)
+
+
 def test_standardise_has_a_gradient_and_keeps_nan_that_does_not_count_away() -> None:
     x = torch.tensor([1.0, float("nan"), 3.0], requires_grad=True)
     valid = torch.tensor([True, False, True])

@@ -589,14 +589,14 @@ def test_many_moments_merge_in_several_blocks_to_those_of_the_whole() -> None:
 def test_counters_come_round_and_are_zero_when_they_do(force: Force, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters, "TURN", 2)
     monkeypatch.setattr(counters, "_by_device", {})
-    args = convert(draw("gae", (5, 8), -1, ends=0.3), torch.float32)
+    args = convert(draw("gae", (3, 2), -1, ends=0.3), torch.float32)
     for strategy, tiles in (("rows", {"lanes": 2}), ("lanes", {"lanes": 2}), ("split", {"lanes": 2, "vectors": 1})):
         force(strategy, **tiles)
-        found = [kernels.gae(**to_device(args), time_dim=-1, moments=True)[2] for _ in range(5)]
+        found = [kernels.gae(**to_device(args), time_dim=-1, moments=True)[2] for _ in range(3)]
         assert all(torch.equal(x, found[0]) for x in found)
     (used,) = counters._by_device.values()
     assert not used.all.any()
-    assert next(used.turns) == 15
+    assert next(used.turns) == 9
 
 
 def off_by_one(x: Tensor) -> Tensor:
@@ -625,3 +625,33 @@ def test_moments_of_a_call_like_one_before_are_its_own(force: Force) -> None:
         x = advantage.double()
         wanted = torch.stack([torch.full_like(x.mean(), x.numel()), x.mean(), (x - x.mean()).square().sum()])
         torch.testing.assert_close(moments, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("which", ["", "valid", "skip", "valid skip"])
+def test_standardised_as_torch_does_it(which: str, dtype: torch.dtype) -> None:
+    """Again and again, in whole blocks and with a rest that no access takes, in memory orders that are not contiguous."""
+    for shape in ((5,), (64, 96), (7, 299)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).add(5).to(DEVICE, dtype)
+        given = {name: torch.rand(shape).to(DEVICE) < 0.7 for name in which.split()}
+        if len(shape) == 2:
+            x, given = x.t(), {name: m.t() for name, m in given.items()}
+        for scale in (1.0, 2.0):
+            moments = torch.tensor([x.numel(), 4.5 * scale, 3.0 * x.numel()], dtype=torch.float64, device=DEVICE)
+            found = kernels.standardise(x, moments, **given, eps=1e-3)
+            with kernels.use_backend("torch"):
+                wanted = kernels.standardise(x, moments, **given, eps=1e-3)
+            assert found.stride() == wanted.stride() == x.stride()
+            torch.testing.assert_close(found, wanted, rtol=8 * torch.finfo(dtype).eps, atol=0)
+
+
+def test_standardised_with_moments_that_are_no_good_as_torch_does_it() -> None:
+    x = torch.tensor([1.0, 2.0, -3.0], device=DEVICE)
+    for moments in ([3.0, 1.0, math.nan], [3.0, math.inf, 1.0], [3.0, 1.0, math.inf], [0.0, 0.0, 0.0], [3.0, 1.0, 0.0]):
+        for eps in (1e-4, 0.0):
+            given = torch.tensor(moments, dtype=torch.float64, device=DEVICE)
+            with kernels.use_backend("torch"):
+                wanted = kernels.standardise(x, given, eps=eps)
+            torch.testing.assert_close(
+                kernels.standardise(x, given, eps=eps), wanted, rtol=1e-6, atol=0, equal_nan=True
+            )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CC", "cc")) is None, reason="the driver that does nothing is built here"
 )
-def test_every_call_is_one_launch_and_moments_are_one_more() -> None:
+def test_every_call_is_one_launch_moments_or_not() -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "perf", "host", "--calls", "20", "--only", "reward_to_go", "--only", "moments"]
     env = {name: x for name, x in os.environ.items() if name not in ("TRITON_INTERPRET", "TRITONRL_BACKEND")}
@@ -27,6 +27,6 @@ def test_every_call_is_one_launch_and_moments_are_one_more() -> None:
     found = {cells[0].strip(): [float(x) for x in cells[1:6]] for cells in rows}
     assert found.keys() == {"gae 4096x128 NT moments forward", "reward_to_go 4096x128 NT forward"}
     for name, (call, ours, outputs, launch, launches) in found.items():
-        assert launches == (2 if "moments" in name else 1)
+        assert launches == 1, name
         assert min(outputs, launch) > 0
         assert call == pytest.approx(ours + outputs + launch, abs=0.2)
