@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from . import packed
+from .backend import backend_for
+from .compose import knows_ends
 from .dtypes import accumulate_dtype, result_dtype
 from .masked import derived_next_value
 from .number import number
@@ -281,9 +283,10 @@ def gae(
         moments: also return count, mean and M2 of the advantages that count, from the same pass (:func:`merge_moments`,
             :func:`standardise`). They have no gradient.
 
-    Next values are derived in the kernel unless there are masks. The value of the next step that counts is then a recurrence
-    of its own (a hole of invalid steps may be followed by valid ones), which takes a pass over the values in front of it; not
-    so on the CPU, where no gradient is wanted.
+    Next values are derived in the kernel. Where there are masks the value of the next step that counts is a recurrence of its
+    own (a hole of invalid steps may be followed by valid ones). If a gradient is wanted, something records the call (a
+    compiler, a transform, a profiler) or the backend has no kernel for it (plain torch; Numba for packed sequences), that one
+    takes a pass over the values in front.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.
@@ -321,7 +324,9 @@ def gae(
         masked = valid is not None or skip is not None
         # Only without gradients, which would need what was derived.
         inputs = (reward, value, bootstrap_value, gamma, lmbda)
-        in_kernel = masked and cu_seqlens is None and goes_straight_to("DERIVES_PAST_MASKS", *inputs)
+        in_kernel = masked and goes_straight_to("DERIVES_PAST_MASKS", *inputs)
+        if cu_seqlens is not None:  # who does not know the ends folds them into done, and derives first
+            in_kernel = in_kernel and knows_ends("gae_extended", backend_for(value.device))
         if bootstrap_value is not None and masked and not in_kernel:
             next_value = _derived(value, bootstrap_value, ragged, shape, time_dim)
             bootstrap_value = None

@@ -48,7 +48,8 @@ def _variants() -> list[_Variant]:
         if spec.optional:
             together = tuple(name for name in spec.optional if name != "bootstrap_value")
             found += [_Variant(op, together[:-1]), _Variant(op, together)]  # the offsets are the last
-    derived = [_Variant("gae_extended", ("bootstrap_value", *more)) for more in ((), ("cu_seqlens",))]
+    extensions = ((), ("cu_seqlens",), ("valid", "skip"), ("valid", "skip", "cu_seqlens"))
+    derived = [_Variant("gae_extended", ("bootstrap_value", *more)) for more in extensions]
     return [*found, _Variant("gae_extended"), *derived]
 
 

@@ -25,7 +25,7 @@ def serves_itself(op: str, args: Sequence[Any], backend: Any) -> bool:
     if is_packed(op, args) and not knows_ends(op, backend):
         return False
     if op == "gae_extended":
-        return hasattr(backend, op)
+        return hasattr(backend, op) and (derives_past_masks(args) <= getattr(backend, "DERIVES_PAST_MASKS", False))
     return op in getattr(backend, "MASKED", ()) or all(x is None for x in args[len(plain_names(op)) :])
 
 
@@ -36,11 +36,11 @@ def knows_ends(op: str, backend: Any) -> bool:
 
 def serve(op: str, args: Sequence[Any], backend: Any) -> Any:
     """Run ``op`` on the module ``backend``, by composition where it does not know what is asked for."""
-    if not knows_ends(op, backend):
-        args = folded(op, args)
     if op == "gae_extended":
-        check_extended(args, backend)
-    elif all(x is None for x in args[len(plain_names(op)) :]):
+        check_extended(args)
+    if not knows_ends(op, backend):
+        args = folded(op, args, backend.linear_recurrence)
+    if op != "gae_extended" and all(x is None for x in args[len(plain_names(op)) :]):
         return getattr(backend, op)(*args[: len(plain_names(op))])
     if serves_itself(op, args, backend):
         return getattr(backend, op)(*args)
@@ -60,34 +60,31 @@ def in_promised_layout(op: str, args: Sequence[Any], computed: Sequence[Tensor |
     return tuple(found) if len(found) > 1 else found[0]
 
 
-def check_extended(args: Sequence[Any], backend: Any) -> None:
-    """Masks and derived next values come together in one kernel only where a backend says ``DERIVES_PAST_MASKS``; for all
-    others :func:`.api.gae` derives them in a pass of its own.
+def derives_past_masks(args: Sequence[Any]) -> bool:
+    """Whether a call of ``gae_extended`` has masks and next values that are to be derived, which not every kernel can."""
+    named = by_name("gae_extended", args)
+    return named["next_value"] is None and (named["valid"] is not None or named["skip"] is not None)
 
-    Raises:
-        NotImplementedError: if they do.
-        ValueError: if there is neither ``next_value`` nor ``bootstrap_value``.
+
+def check_extended(args: Sequence[Any]) -> None:
+    """Raises:
+    ValueError: if there is neither ``next_value`` nor ``bootstrap_value``.
     """
     named = by_name("gae_extended", args)
-    if named["next_value"] is not None:
-        return
-    if named["bootstrap_value"] is None:
+    if named["next_value"] is None and named["bootstrap_value"] is None:
         raise ValueError("tritonrl::gae_extended needs next_value or bootstrap_value")
-    masked = named["valid"] is not None or named["skip"] is not None
-    if masked and not getattr(backend, "DERIVES_PAST_MASKS", False):
-        raise NotImplementedError("tritonrl::gae_extended takes no masks without next_value; tritonrl.kernels.gae does")
 
 
 def _gae_extended(args: Sequence[Any], backend: Any) -> Any:
     named = by_name("gae_extended", args)
     moments, bootstrap_value = named.pop("moments"), named.pop("bootstrap_value")
+    counts = counted(named["valid"], named["skip"])
     if named["next_value"] is None:
         value = named["value"].expand(torch.broadcast_shapes(named["reward"].shape, named["value"].shape))
         named["next_value"] = derived_next_value(
-            value, bootstrap_value, None, named["time_dim"], backend.linear_recurrence
+            value, bootstrap_value, counts, named["time_dim"], backend.linear_recurrence
         )
     advantage, target = serve("gae", tuple(named.values()), backend)
-    counts = counted(named["valid"], named["skip"])
     return in_promised_layout(
         "gae_extended", args, (advantage, target, measure(advantage, counts) if moments else None)
     )

@@ -25,7 +25,8 @@ class Recurrence(NamedTuple):
     masks stand among them (:mod:`.device.masks`). ``per_lane``: which of them have one number a lane. ``moments``: whether
     those of the first output are wanted. ``cu_seqlens``: offsets of packed sequences, of which the flags ``ended`` know the
     ends; what stands behind such a flag and is absent is the same flag without them. ``per_sequence``: which inputs have a
-    number for each sequence, in the place of time; behind them stands whether one ends.
+    number for each sequence, in the place of time; behind them stands whether one ends. ``follows``: what is derived past
+    masks (:mod:`.device.following`).
     """
 
     coefficients: Any
@@ -39,6 +40,7 @@ class Recurrence(NamedTuple):
     cu_seqlens: Tensor | None = None
     ended: tuple[int, ...] = ()
     per_sequence: tuple[int, ...] = ()
+    follows: tuple[int, int, int] = (-1, -1, -1)
 
 
 def _here(*tensors: Tensor | None) -> tuple[Taken, ...]:
@@ -125,15 +127,19 @@ def gae_extended(
     if next_value is not None:
         plain = gae(reward, value, next_value, done, terminated, gamma, lmbda, time_dim, valid, skip, cu_seqlens)
         return plain._replace(moments=moments)
-    assert bootstrap_value is not None and valid is None and skip is None
-    inputs = _here(reward, value) + _tapped(1, value) + _here(done, terminated, gamma, lmbda)
-    stages = gae_stages.gae_derived_coefficients, gae_stages.gae_finish
+    assert bootstrap_value is not None
+    masked = valid is not None or skip is not None
+    stages = gae_stages.gae_coefficients if masked else gae_stages.gae_derived_coefficients, gae_stages.gae_finish
+    following = _here(None) if masked else _tapped(1, value)
+    inputs = _here(reward, value) + following + _here(done, terminated, gamma, lmbda)
+    derived = Recurrence(*stages, True, inputs, moments=moments, follows=(2, 1, 7) if masked else (-1, -1, -1))
     if cu_seqlens is not None:
-        inputs += _here(bootstrap_value, None)
-        return _packed(Recurrence(*stages, True, inputs, per_sequence=(7,), moments=moments), cu_seqlens, 3)
-    if bootstrap_value.dim():
-        bootstrap_value = bootstrap_value.unsqueeze(time_dim)
-    return Recurrence(*stages, True, inputs + _here(bootstrap_value), per_lane=(7,), moments=moments)
+        derived = derived._replace(inputs=inputs + _here(bootstrap_value, None), per_sequence=(7,))
+    else:
+        if bootstrap_value.dim():
+            bootstrap_value = bootstrap_value.unsqueeze(time_dim)
+        derived = derived._replace(inputs=inputs + _here(bootstrap_value), per_lane=(7,))
+    return _packed(_masked(derived, 3, valid, skip), cu_seqlens, 3)
 
 
 def gae_backward(

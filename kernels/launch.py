@@ -33,6 +33,8 @@ _NUMBER, _UNIFORM = NUMBER.value, UNIFORM.value
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
 # The ops whose kernels find the ends of packed sequences themselves.
 PACKED = MASKED
+# The kernel of derived next values looks past the steps that do not count.
+DERIVES_PAST_MASKS = True
 _prepared: dict[Any, Prepared] = {}
 
 

@@ -96,6 +96,7 @@ def _with_ends_of_each(op: str, in_dims: Sequence[int | None], args: Sequence[An
 
     folded = {"done": each(lambda done, offsets: packed.ended(done, offsets, shape[time_dim], time_dim), "done")}
     if given.get("bootstrap_value") is not None:
+        _refuse_masks(given["valid"], given["skip"])
         folded["next_value"] = each(
             lambda value, last, offsets: packed.derived_next_value(value.expand(shape), last, offsets, time_dim),
             *("value", "bootstrap_value"),
@@ -105,6 +106,19 @@ def _with_ends_of_each(op: str, in_dims: Sequence[int | None], args: Sequence[An
     for name in given.keys() & {"bootstrap_value", "cu_seqlens"}:
         given[name] = dims[name] = None
     return tuple(dims.values()), tuple((given | folded).values())
+
+
+def _refuse_masks(valid: Tensor | None, skip: Tensor | None) -> None:
+    """Next values that were derived past masks are known to the kernel alone.
+
+    Raises:
+        NotImplementedError: if there are masks.
+    """
+    if valid is not None or skip is not None:
+        raise NotImplementedError(
+            "tritonrl::gae_extended has neither gradient nor vmap over offsets with masks and without next_value; "
+            "tritonrl.kernels.gae, which derives next_value first, has both"
+        )
 
 
 def _sum_to(grad: Tensor | None, like: Tensor, needed: bool) -> Tensor | None:
@@ -126,7 +140,7 @@ def _backward_of(op: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
         grads: tuple[Tensor, ...] = getattr(torch.ops.tritonrl, f"{op}_backward")(*args)
         return grads
     backward = f"{op}_backward"
-    args = packed.folded(backward, args)
+    args = packed.folded(backward, args, recurrence)
     plain, counts = list(args[: len(plain_names(backward))]), None
     if any(x is not None for x in args[len(plain) :]):
         plain, counts = unmasked(backward, args)
@@ -264,6 +278,8 @@ def _gae_extended_grad(
     reward, value, next_value, done, terminated, gamma, lmbda = inputs
     needs, time_dim, derived = ctx.needs_input_grad, ctx.time_dim, next_value is None
     masked, with_discounts = _given((valid, skip, cu_seqlens)), needs[5] or needs[6]
+    if derived:
+        _refuse_masks(valid, skip)
     if with_discounts:
         advantage = _state(advantage, done, time_dim, *masked)
     if derived and with_discounts:
@@ -447,7 +463,7 @@ def call(op: str, *args: Any) -> Any:
     """
     if not torch.compiler.is_compiling():
         if packed.is_packed(op, args) and nobody_listens() and not knows_ends(op, backend_for(args[-1].device)):
-            args = packed.folded(op, args)  # once, for the backward pass too
+            args = packed.folded(op, args, recurrence)  # once, for the backward pass too
         if torch._C._are_functorch_transforms_active():
             return _FUNCTIONS[op].apply(*args)
         if needs_no_dispatcher(args):

@@ -16,7 +16,7 @@ from torch import Tensor
 from .dtypes import accumulate_dtype
 from .masked import Recurrence
 from .specs import ALL_SPECS, argument_names, by_name, full_shape
-from .textbook import next_step, previous_step
+from .textbook import counted, next_step, previous_step
 
 
 def check_offsets(cu_seqlens: Tensor, shape: torch.Size, time_dim: int, device: torch.device) -> None:
@@ -69,10 +69,10 @@ def is_packed(op: str, args: Sequence[Any]) -> bool:
     return len(args) == len(argument_names(op)) and "cu_seqlens" in ALL_SPECS[op].optional and args[-1] is not None
 
 
-def folded(op: str, args: Sequence[Any]) -> tuple[Any, ...]:
+def folded(op: str, args: Sequence[Any], recurrence: Recurrence) -> tuple[Any, ...]:
     """The arguments that give the same results without ``cu_seqlens``: with the ends in ``done``, but not in ``terminated``.
 
-    A next value that was to be derived is given.
+    A next value that was to be derived is given; past masks it takes a ``recurrence``.
     """
     if not is_packed(op, args):
         return tuple(args)
@@ -84,7 +84,8 @@ def folded(op: str, args: Sequence[Any]) -> tuple[Any, ...]:
     named["done"] = ended(done, cu_seqlens, shape[time_dim], time_dim)
     if named.get("bootstrap_value") is not None:
         value, bootstrap_value = named["value"].expand(shape), named["bootstrap_value"]
-        named["next_value"] = derived_next_value(value, bootstrap_value, cu_seqlens, time_dim)
+        counts = counted(named["valid"], named["skip"])
+        named["next_value"] = derived_next_value(value, bootstrap_value, cu_seqlens, time_dim, counts, recurrence)
         named["bootstrap_value"] = None
     return tuple(named.values())
 

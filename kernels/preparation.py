@@ -111,6 +111,7 @@ def prepare(
         "KINDS": kinds,
         "TAPS": tuple(tap for _, tap in recurrence.inputs),
         "MASKS": recurrence.masks,
+        "FOLLOWS": recurrence.follows,
         "REVERSE": recurrence.reverse,
         "ACC": tl.float64 if acc is torch.float64 else tl.float32,
         "WIDE": _farthest(shape, full) > _FOUR_BYTE_OFFSETS,

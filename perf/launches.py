@@ -78,7 +78,7 @@ def variants_of(op: str) -> tuple[str, ...]:
     """What a kernel of ``op`` can be asked for."""
     spec = ALL_SPECS[op]
     if spec.moments:
-        return "moments", "derived", "moments+masks", "derived+packed"
+        return "moments", "derived", "moments+masks", "derived+packed", "derived+masks", "derived+masks+packed"
     plain = ("", "discounts") if spec.discount_outputs else ("",)
     more = ("masks", "packed") if spec.optional else ()
     return plain + tuple("+".join(filter(None, (x, y))) for x in plain for y in more)

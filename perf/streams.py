@@ -84,7 +84,7 @@ def inspect_launch(launch: Launch) -> Inspected:
         )
     plan = compiled.plan
     found = accesses(compiled.ptx, compiled.parameters)
-    streams = [_stream(launch, arguments, plan, name, group) for name, group in _grouped(found)]
+    streams = [_stream(launch, arguments, plan, name, group) for name, group in _grouped(found, plan)]
     return Inspected(
         launch.id,
         _plan_in_short(plan),
@@ -105,14 +105,17 @@ def _plan_in_short(plan: Any) -> str:
     return f"{plan.strategy} {plan.lanes}x{plan.vectors}x{plan.vector} w{plan.warps}" + (" +1" if plan.ahead else "")
 
 
-def _grouped(found: Sequence[Access]) -> Iterable[tuple[str, list[Access]]]:
-    """Accesses by parameter, loads and stores apart; of those in a loop and outside, the ones in the loop."""
+def _grouped(found: Sequence[Access], plan: Any) -> Iterable[tuple[str, list[Access]]]:
+    """Accesses by parameter, loads and stores apart; of those in a loop and outside, the ones in the loop.
+
+    But those outside where split takes one tile and looks only for what follows it in a loop.
+    """
     groups: dict[tuple[str, bool], list[Access]] = {}
     for access in found:
         groups.setdefault((access.parameter, access.load), []).append(access)
     for (name, _), group in groups.items():
-        looped = [access for access in group if access.in_loop]
-        yield name, looped or group
+        preferred = [access for access in group if access.in_loop != (plan.strategy == "split")]
+        yield name, preferred or group
 
 
 def _stream(

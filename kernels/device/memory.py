@@ -10,6 +10,8 @@
 - ``ENDS``: nothing in memory either: whether a packed sequence ends at the step.
 - ``SEQUENCES``: a pointer to one element for each lane of each packed sequence, read where that ends, 0 elsewhere.
 
+What is derived from others in the kernel (:mod:`.following`) is ``ABSENT``, too.
+
 Lanes (everything that is not time) are numbered ``lane = outer * inner_size + inner``; strides come as
 ``(outer, time, inner)``. A *tap* of +1 or -1 reads the following or the preceding step instead, zero beyond the ends.
 """

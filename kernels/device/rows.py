@@ -13,17 +13,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .following import first_held, follow_tile
 from .masks import counts, masked_coefficients, masked_finish
 from .memory import as_bytes, is_stepped, lane_offset, load_lanes, load_uniforms, raised, time_offset, widened
 from .moments import add_moments, finish_moments
 from .packed import closing, with_ends
-from .scan import apply, combine, combine_both, join_vector, split_vector
-
-
-@triton.constexpr_function
-def in_order(k, V, REVERSE):
-    """Which step of a vector is processed as its ``k``-th (its own inverse)."""
-    return V - 1 - k if REVERSE else k
+from .scan import apply, in_order, join_vector, scan_vectors, split_vector
 
 
 @triton.constexpr_function
@@ -162,13 +157,7 @@ def compose_tile(xs, vector, steps, COEFFICIENTS: tl.constexpr, KINDS: tl.conste
         # A coefficient made of numbers alone is a scalar until here.
         a_k, b_k = tl.broadcast_to(a_k, (ROWS, Q)), tl.broadcast_to(b_k, (ROWS, Q))
         maps = maps + ((a_k, b_k),)
-        if k == 0:
-            a = a_k
-            b = b_k
-        else:
-            a, b = combine(a, b, a_k, b_k)
-    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype)
-    a, b, a_before, b_before = tl.associative_scan((a, b, one, zero), 1, combine_both)
+    a, b, a_before, b_before = scan_vectors(maps, V)
     return maps, a, b, a_before, b_before
 
 
@@ -228,16 +217,20 @@ def vectors_at(first, vectors, in_range, REVERSE: tl.constexpr, Q: tl.constexpr,
 
 
 @triton.jit
-def run_tile(fetched, carry, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
+def run_tile(fetched, carry, held, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
              vector, vectors, mask, COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr,
-             TAPS: tl.constexpr, MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
-             REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, STACKED: tl.constexpr,
-             ACC: tl.constexpr):  # fmt: skip
-    """Compute a tile from what was fetched, write it, and return the state that leaves it and the running moments."""
+             TAPS: tl.constexpr, MASKS: tl.constexpr, FOLLOWS: tl.constexpr, UNITS: tl.constexpr,
+             OUT_UNITS: tl.constexpr, REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr,
+             STACKED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Compute a tile from what was fetched, and write it. Returns the state that leaves it, what is held then
+    (:mod:`.following`; a tuple of nothing if nothing is), and the running moments."""
     xs = open_tile(
         fetched, packed, inputs, strides, uniforms, outer, inner, first, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
         V, Q, STACKED, ACC,
     )  # fmt: skip
+    if FOLLOWS[0] >= 0:
+        xs, a_held, b_held = follow_tile(xs, held, KINDS, MASKS, FOLLOWS, REVERSE, V, ROWS, Q)
+        held = at_end(apply(a_held, b_held, held), Q)
     steps = vectors * V
     maps, a, b, a_before, b_before = compose_tile(xs, vector, steps, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q)
     entering = apply(a_before, b_before, carry)
@@ -246,13 +239,13 @@ def run_tile(fetched, carry, running, inputs, strides, packed, uniforms, outputs
     store_vectors(outputs, out_strides, OUT_UNITS, results, outer, inner, vector, mask, V, STACKED)
     if len(running) > 0:
         running = tile_moments(running[0], running[1], running[2], xs, results, mask, MASKS, V)
-    return carry, running
+    return carry, held, running
 
 
 @triton.jit
 def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, moments, lanes, inner_size, vectors,
          COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-         MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+         MASKS: tl.constexpr, FOLLOWS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
          REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, WIDTH: tl.constexpr,
          SINGLE: tl.constexpr, STACKED: tl.constexpr, CHUNKED: tl.constexpr, AHEAD: tl.constexpr,
          ACC: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr):  # fmt: skip
@@ -261,8 +254,9 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed,
     ``y[t] = b[t] + a[t] y[t+1]`` (or ``y[t-1]``), with ``a, b = COEFFICIENTS(inputs at t)`` and the outputs
     ``FINISH(inputs at t, state entering t, state at t)``. Time is ``vectors * V`` steps. Strides are counted in ``UNITS``
     elements and the numbers of lanes, ``lanes`` and ``inner_size``, in ``WIDTH`` of them: what is a multiple of a 16-byte
-    access is so for the compiler to see. ``SINGLE``: there is one outer index. ``MASKS``: see :mod:`.masks`. ``packed``: see
-    :mod:`.packed`. ``moments``: see :mod:`.moments`, where ``MERGE`` partials are merged at once; absent if not wanted.
+    access is so for the compiler to see. ``SINGLE``: there is one outer index. ``MASKS``: see :mod:`.masks`. ``FOLLOWS``: see
+    :mod:`.following`. ``packed``: see :mod:`.packed`. ``moments``: see :mod:`.moments`, where ``MERGE`` partials are merged at
+    once; absent if not wanted.
 
     ``CHUNKED``: time is longer than a tile. With ``AHEAD``, the next tile is then fetched before this one is computed, so that
     its loads are in flight while the scan exchanges and the carry is on its way.
@@ -274,6 +268,10 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed,
     if carry_in is not None:
         start = outer[:, None] * carry_strides[0] + inner[:, None] * carry_strides[1]
         carry = tl.load(carry_in + start, in_range, other=0).to(ACC)
+    if FOLLOWS[0] >= 0:
+        held = first_held(uniforms, tl.zeros((ROWS, 1), ACC), KINDS, FOLLOWS)
+    else:
+        held = ()
     if moments is not None:
         running = (tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC), tl.zeros((ROWS, Q), ACC))
     else:
@@ -293,14 +291,16 @@ def rows(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed,
                 )
             else:
                 tile = fetch_vectors(inputs, strides, KINDS, TAPS, UNITS, outer, inner, vector, steps, mask, V, STACKED)
-            carry, running = run_tile(
-                tile, carry, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first, vector,
-                vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+            carry, held, running = run_tile(
+                tile, carry, held, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, first,
+                vector, vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, FOLLOWS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q,
+                STACKED, ACC,
             )  # fmt: skip
     else:
-        carry, running = run_tile(
-            fetched, carry, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, 0, vector,
-            vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q, STACKED, ACC,
+        carry, held, running = run_tile(
+            fetched, carry, held, running, inputs, strides, packed, uniforms, outputs, out_strides, outer, inner, 0,
+            vector, vectors, mask, COEFFICIENTS, FINISH, KINDS, TAPS, MASKS, FOLLOWS, UNITS, OUT_UNITS, REVERSE, V, ROWS, Q,
+            STACKED, ACC,
         )  # fmt: skip
     if moments is not None:
         finish_moments(moments, tl.program_id(0), tl.num_programs(0), running[0], running[1], running[2], MERGE)

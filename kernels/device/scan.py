@@ -46,6 +46,23 @@ def combine_both(a_first, b_first, ae_first, be_first, a_then, b_then, ae_then, 
     return a, b, ae, be
 
 
+@triton.constexpr_function
+def in_order(k, V, REVERSE):
+    """Which step of a vector is processed as its ``k``-th (its own inverse)."""
+    return V - 1 - k if REVERSE else k
+
+
+@triton.jit
+def scan_vectors(maps, V: tl.constexpr):
+    """Of the maps of ``V`` steps of each vector, in processing order, two composites for every vector, ``a, b`` and
+    ``a_before, b_before``: with all before it, and without itself."""
+    a, b = maps[0][0], maps[0][1]
+    for k in tl.static_range(1, V):
+        a, b = combine(a, b, maps[k][0], maps[k][1])
+    one, zero = tl.full(a.shape, 1.0, a.dtype), tl.zeros(a.shape, a.dtype)
+    return tl.associative_scan((a, b, one, zero), 1, combine_both)
+
+
 @triton.jit
 def split_vector(x, V: tl.constexpr):
     """The ``V`` (1, 2, 4 or 8) elements of the last dimension of ``[R, Q, V]``, as a tuple of ``[R, Q]``; one is ``[R, Q]``.

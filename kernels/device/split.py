@@ -38,6 +38,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .following import counted_in, follow_tile, held_from
 from .memory import load_lanes, load_uniforms
 from .moments import finish_moments
 from .rows import (
@@ -56,6 +57,10 @@ from .scan import apply, combine
 # Tiles in a window, and windows in a span. At most 32, the bits of a word. With 16, a chain of states takes 256 tiles a step,
 # and the maps of a window so few registers that three programs of GAE fit a multiprocessor (compiled with 32, only two).
 WINDOW = tl.constexpr(16)
+# Flags that are looked at together where a hole begins at the edge of a tile: in one row, and in several. More would take
+# registers of the whole kernel, and with them a program of each multiprocessor.
+SEARCHED_IN_ONE = tl.constexpr(2048)
+SEARCHED = tl.constexpr(512)
 
 
 @triton.jit
@@ -210,7 +215,7 @@ def first_state(carry_in, carry_strides, outer, inner, in_range, ROWS: tl.conste
 def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed, moments, flags, published,
           lanes, inner_size, vectors, blocks,
           COEFFICIENTS: tl.constexpr, FINISH: tl.constexpr, KINDS: tl.constexpr, TAPS: tl.constexpr,
-          MASKS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
+          MASKS: tl.constexpr, FOLLOWS: tl.constexpr, UNITS: tl.constexpr, OUT_UNITS: tl.constexpr,
           REVERSE: tl.constexpr, V: tl.constexpr, ROWS: tl.constexpr,
           Q: tl.constexpr, WIDTH: tl.constexpr, SINGLE: tl.constexpr, STACKED: tl.constexpr,
           ACC: tl.constexpr, WIDE: tl.constexpr, MERGE: tl.constexpr, LAZY: tl.constexpr):  # fmt: skip
@@ -231,6 +236,13 @@ def split(inputs, strides, outputs, out_strides, carry_in, carry_strides, packed
         fetched, packed, inputs, strides, uniforms, outer, inner, tile * Q, vector, vectors, mask, KINDS, TAPS, UNITS, REVERSE,
         V, Q, STACKED, ACC,
     )  # fmt: skip
+    if FOLLOWS[0] >= 0:
+        rows_that_ask = counted_in(xs, mask, MASKS, V, ROWS)
+        held = held_from(
+            inputs, strides, uniforms, packed, outer, inner, rows_that_ask, (vectors - tile * Q) * V, vectors * V, KINDS,
+            UNITS, MASKS, FOLLOWS, ROWS, SEARCHED_IN_ONE if ROWS == 1 else SEARCHED // ROWS, ACC, WIDE,
+        )  # fmt: skip
+        xs, _a, _b = follow_tile(xs, held, KINDS, MASKS, FOLLOWS, REVERSE, V, ROWS, Q)
     maps, a, b, a_before, b_before = compose_tile(
         xs, vector, vectors * V, COEFFICIENTS, KINDS, MASKS, REVERSE, V, ROWS, Q
     )

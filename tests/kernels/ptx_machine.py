@@ -19,8 +19,9 @@ from torch import Tensor
 
 Registers = dict[str, np.ndarray]
 _BASE, _GUARD = 0x10000, 256
-_TYPES = {"b8": np.uint8, "u8": np.uint8, "b16": np.uint16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32,
-          "f32": np.float32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "f64": np.float64}  # fmt: skip
+_TYPES = {"b8": np.uint8, "u8": np.uint8, "s8": np.int8, "b16": np.uint16, "u16": np.uint16, "s16": np.int16,
+          "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "b64": np.uint64, "u64": np.uint64, "s64": np.int64,
+          "f32": np.float32, "f64": np.float64}  # fmt: skip
 _MOST_HANDOVERS = 1_000_000
 
 
@@ -141,6 +142,8 @@ class Block:
             return found if found.dtype == kind else found.view(kind)
         if operand in self.special:
             return self.special[operand].view(kind)
+        if operand.startswith("%"):  # a register that nothing was ever written to: whatever it holds must not matter
+            return np.full(self.machine.threads * np.dtype(kind).itemsize, 0xA5, np.uint8).view(kind)
         if operand == "global_smem":
             operand = "0"
         if operand.startswith(("0f", "0d")):
@@ -229,6 +232,8 @@ class Block:
             return self.shuffle(modifiers, operands)
         if name == "cvt":
             to, of = (_TYPES[m] for m in modifiers if m in _TYPES)
+            if np.dtype(of).itemsize == 1:  # half of a register
+                return self.value(operands[0], np.uint16).astype(np.uint8).view(of).astype(to)
             return self.value(operands[0], of).astype(to)
         if name == "mov" and isinstance(operands[0], list):
             return np.stack([self.value(x, np.uint32) for x in operands[0]], axis=1).view(np.uint64).reshape(-1)
@@ -284,7 +289,9 @@ def _truncated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _field(a: np.ndarray, at: np.ndarray, length: np.ndarray) -> np.ndarray:
-    return (a >> at) & ((np.uint32(1) << length) - np.uint32(1))
+    """Some bits of a word, of which the highest is the sign if the word has one."""
+    bits = a.dtype.type(8 * a.dtype.itemsize)
+    return (a << (bits - at - length)) >> (bits - length)
 
 
 _LOGIC: dict[str, Callable[..., np.ndarray]] = {

@@ -183,7 +183,8 @@ PACKED = [op for op, spec in SPECS.items() if spec.optional]
 @pytest.mark.parametrize("op", PACKED)
 def test_a_backend_that_knows_no_ends_gets_them_in_the_flags_and_one_that_does_gets_the_offsets(op: str) -> None:
     reached: list[dict[str, Any]] = []
-    backend = SimpleNamespace(**{op: lambda *args: reached.append(by_name(op, args)) or allocate(op, args)})
+    backend = SimpleNamespace(linear_recurrence=None)
+    setattr(backend, op, lambda *args: reached.append(by_name(op, args)) or allocate(op, args))
     args = arguments(op, terminated=None)
     at_ends = torch.zeros(TOTAL, dtype=torch.bool)
     at_ends[[4, 5, 14, 17]] = True

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tritonrl import kernels
 from tritonrl.kernels import compose, torch_backend
-from tritonrl.kernels.specs import ALL_SPECS, plain_names
+from tritonrl.kernels.backend import backend_for
+from tritonrl.kernels.specs import ALL_SPECS, argument_names, plain_names
 
 from . import ragged_oracle as oracle
 from .ragged_cases import ALL, DATA, DISCOUNTS, MASKS, Args, assert_close, counted, draw, flag, masks, poisoned, run
@@ -270,11 +271,26 @@ def test_derived_next_values_of_masked_data_are_the_same_with_and_without_a_grad
     assert change / 1e-6 == pytest.approx(float((grad * nudge).sum()), rel=1e-4, abs=1e-4)
 
 
-def test_masks_together_with_derived_next_values_are_refused_below_the_api() -> None:
-    args = _op_arguments("gae_extended", (2, 5), ("valid",))
-    args[2], args[9] = None, torch.zeros(2, dtype=torch.float64)
-    with pytest.raises(NotImplementedError, match="takes no masks without next_value"):
-        compose.serve("gae_extended", args, torch_backend)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("which", ["valid", "skip", "valid skip"])
+def test_next_values_derived_past_masks_are_the_same_below_the_api(which: str, packed: bool) -> None:
+    """Of backends with a kernel for them and without; what has no gradient there says so."""
+    shape = (12,)
+    args = draw("gae", shape) | masks("gae", shape, which) | {"next_value": None}
+    args["bootstrap_value"] = torch.randn(3 if packed else (), dtype=torch.float64)
+    offsets = {"cu_seqlens": torch.tensor([0, 5, 5, 12])} if packed else {}
+    expected = run("gae", args, 0, **offsets)
+    given = {**dict.fromkeys(argument_names("gae_extended")), **args, **offsets, "time_dim": -1, "moments": False}
+    for name in ("gamma", "lmbda"):
+        given[name] = torch.as_tensor(given[name], dtype=torch.float64)
+    for backend in (torch_backend, backend_for(torch.device("cpu")), _plain_backend()):
+        found = compose.serve("gae_extended", list(given.values()), backend)
+        for x, y in zip(found, expected, strict=False):
+            assert_close(x, y)
+    given["value"] = given["value"].clone().requires_grad_()
+    result = torch.ops.tritonrl.gae_extended(*given.values())[0]
+    with pytest.raises(NotImplementedError, match=r"no gradient|neither gradient .* tritonrl.kernels.gae"):
+        result.sum().backward()
 
 
 def _several(x: Any) -> tuple[Tensor, ...]:
@@ -463,7 +479,7 @@ def test_triton_kernels_in_the_interpreter_agree_with_the_twin_in_every_strategy
         [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("ok=True") == 48
+    assert done.stdout.count("ok=True") == 52
 
 
 @pytest.mark.skipif(bool(int(os.environ.get("TRITON_INTERPRET", "0"))), reason="compiled code needs the real compiler")

@@ -62,7 +62,7 @@ def on_machine(
         found = found._replace(ptx=spoil(found.ptx))
     recurrence, results = families.gae_extended(*args), allocate("gae_extended", args)
     outputs = step_results("gae_extended", results)
-    prepared = launch.prepared_for("gae_extended", recurrence, outputs, -1)
+    prepared = launch.prepared_for("gae_extended", recurrence, outputs, args[7])
     given = launch.launch_arguments(recurrence, outputs, prepared, results[-1])
     for workspace in (given.get("published"), given["moments"][0]):
         if workspace is not None:
@@ -138,6 +138,51 @@ def test_the_last_program_of_every_strategy_merges_the_moments_of_all(
     first = on_machine(args, 3, 0, capability, strategy=strategy)
     assert error(first, exact(args)) < CLOSE
     assert torch.equal(on_machine(args, 11, 1, capability, strategy=strategy)[2], first[2])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lanes", "steps", "contiguous", "packed", "capability"),
+    [
+        ("split", 1, 1024 * (WINDOW + 4), False, False, 90),
+        ("split", 2, 1024 * 12, False, False, 80),
+        ("split", 1, 1024 * 12, False, True, 100),
+        ("split", 64, 32 * (WINDOW + 4), True, False, 90),
+        ("split", 64, 32 * (WINDOW + 4), True, True, 80),
+        ("rows", 67, 1300, False, False, 90),
+        ("rows", 4100, 40, True, False, 90),
+    ],
+)
+def test_the_compiled_kernel_derives_next_values_past_masks(
+    strategy: str, lanes: int, steps: int, contiguous: bool, packed: bool, capability: int
+) -> None:
+    """Holes of a few steps everywhere, and one over several tiles, with NaN in all of them."""
+    args = gae_arguments(lanes, steps, contiguous, ends=0.01)
+    generator = torch.Generator().manual_seed(lanes)
+    time = torch.arange(steps)
+    valid, skip = (torch.rand(lanes, steps, generator=generator) < p for p in (0.9, 0.3))
+    valid &= ~((time > steps // 4) & (time < 3 * steps // 4))
+    unread = ~valid | skip
+    bootstrap = torch.randn(lanes, generator=generator)
+    for i in (0, 1):
+        args[i] = args[i].masked_fill(unread, torch.nan)
+    if contiguous:
+        *args[:2], valid, skip = (x.t().contiguous().t() for x in (*args[:2], valid, skip))
+    args[2], args[9:] = None, [bootstrap, valid, skip]
+    wide = {name: args[i].double() for i, name in enumerate(("reward", "value"))}
+    given = {"done": args[3], "terminated": args[4], "valid": valid, "skip": skip, "time_dim": -1, "moments": True}
+    given |= {"next_value": None, "bootstrap_value": bootstrap.double(), "gamma": GAMMA, "lmbda": LMBDA}
+    if packed:
+        offsets = torch.tensor([0, 0, steps // 3, steps - 37, steps - 37, steps])
+        each = torch.randn(5, lanes, generator=generator)
+        args = [x.t() if isinstance(x, Tensor) and x.dim() == 2 else x for x in args]
+        wide, given = (
+            {n: x.t() if isinstance(x, Tensor) and x.dim() == 2 else x for n, x in d.items()} for d in (wide, given)
+        )
+        args[7], args[9] = -2, each
+        args.append(offsets.int())
+        given |= {"time_dim": 0, "bootstrap_value": each.double(), "cu_seqlens": offsets}
+    found = on_machine(args, 6, 1, capability, strategy=strategy)
+    assert error(found, kernels.gae(**wide, **given)) < CLOSE
 
 
 def merged_by_the_last_but_one(ptx: str) -> str:

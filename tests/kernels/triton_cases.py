@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from tritonrl import kernels
 from tritonrl.kernels import counters, launch, preparation
 from tritonrl.kernels.backend import interpreting
+from tritonrl.kernels.device import split as split_file
 from tritonrl.kernels.device.moments import merge_partials
 from tritonrl.kernels.geometry import Lanes, TooScattered
 from tritonrl.kernels.plan import Plan, ceil_div
@@ -392,6 +394,82 @@ def test_next_values_of_packed_sequences_are_derived_in_the_kernel(
     found = torch.autograd.grad(results, leaves, [g.to(y) for g, y in zip(upstream, results, strict=True)])
     for x, y in zip(found, torch.autograd.grad(expected, leaves, upstream), strict=True):
         assert_close(x, y.double(), "", 1e-5)
+
+
+def masked_and_derived(which: str, shape: tuple[int, ...], time_dim: int) -> Args:
+    """With holes over the edges of tiles; NaN stands wherever nothing may look."""
+    drawn = convert(draw("gae", shape, time_dim, ends=0.15), torch.float32)
+    generator = torch.Generator().manual_seed(len(which))
+    masks = {name: torch.rand(shape, generator=generator) < 0.6 for name in which.split()}
+    long_hole = torch.zeros(shape, dtype=torch.bool)
+    long_hole.narrow(time_dim, shape[time_dim] // 3, shape[time_dim] // 2).fill_(True)
+    if "valid" in masks:
+        masks["valid"] &= ~long_hole
+    else:
+        masks["skip"] |= long_hole
+    unread = masks.get("skip", torch.zeros_like(long_hole)) | ~masks.get("valid", torch.ones_like(long_hole))
+    args = {n: x.masked_fill(unread, math.nan) if n in ("reward", "value") else x for n, x in drawn.items()}
+    return args | masks | {"next_value": None}
+
+
+DERIVING = {
+    "rows": ((3, 14), -1, {"strategy": "rows", "lanes": 2, "vector": 2, "vectors": 2}),
+    "rows at once": ((3, 6), -1, {"strategy": "rows", "lanes": 4, "vector": 2, "vectors": 4}),
+    "stacked": ((14, 4), 0, {"strategy": "rows", "lanes": 2, "vector": 2, "vectors": 2, "width": 2, "stacked": True}),
+    "lanes": ((9, 3), 0, {"strategy": "lanes", "lanes": 2, "unroll": 2}),
+    "split": ((3, 18), -1, {"strategy": "split", "lanes": 2, "vector": 2, "vectors": 2}),
+    "split of one row": ((2, 18), -1, {"strategy": "split", "lanes": 1, "vector": 2, "vectors": 2}),
+    "split of lanes": (
+        *((14, 4), 0),
+        {"strategy": "split", "lanes": 2, "vector": 2, "vectors": 2, "width": 2, "stacked": True},
+    ),
+}
+
+
+def look_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps at once, so that a hole takes several looks."""
+    monkeypatch.setattr(split_file, "SEARCHED_IN_ONE", tl.constexpr(2))
+    monkeypatch.setattr(split_file, "SEARCHED", tl.constexpr(4))
+
+
+@pytest.mark.parametrize("which", ["valid", "skip", "valid skip"])
+@pytest.mark.parametrize("name", DERIVING)
+def test_next_values_are_derived_past_masks_in_the_kernel(
+    name: str, which: str, force: Force, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_briefly(monkeypatch)
+    shape, time_dim, plan = DERIVING[name]
+    force(**plan)
+    args = masked_and_derived(which, shape, time_dim)
+    lanes = [n for d, n in enumerate(shape) if d != time_dim % len(shape)]
+    args["bootstrap_value"] = torch.randn(lanes, generator=torch.Generator().manual_seed(5))
+    *found, moments = kernels.gae(**to_device(args), time_dim=time_dim, moments=True)
+    expected = ragged_oracle.compute("gae", args, time_dim)
+    for actual, wanted in zip(found, expected, strict=True):
+        assert_close(actual, wanted, (name, which))
+    assert strategies_used() == {plan["strategy"]} and "linear_recurrence" not in {key[0] for key in launch._prepared}
+    counted = torch.ones(shape, dtype=torch.bool) & args.get("valid", True) & ~args.get("skip", torch.tensor(False))
+    assert moments[0] == counted.sum()
+    torch.testing.assert_close(moments[1].cpu(), expected[0][counted].mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["valid", "skip", "valid skip"])
+@pytest.mark.parametrize("name", ["rows", "lanes", "split", "split of lanes"])
+def test_next_values_of_packed_sequences_are_derived_past_masks_in_the_kernel(
+    name: str, which: str, force: Force, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_briefly(monkeypatch)
+    _, _, plan = DERIVING[name]
+    features = {"rows": (), "lanes": (3,), "split": (2,), "split of lanes": (4,)}[name]
+    force(**plan | {"lanes": min(plan["lanes"], *(features or (1,)))})
+    args = masked_and_derived(which, (12, *features), 0)
+    bootstrap_value = torch.randn(6, *features, generator=torch.Generator().manual_seed(3))
+    value = args.pop("value")
+    given = {"value": value, "bootstrap_value": bootstrap_value, "cu_seqlens": OFFSETS.to(torch.int32)}
+    results = run("gae", to_device(args | given), 0)
+    for actual, wanted in zip(results, derived_alone(args, value, bootstrap_value), strict=True):
+        assert_close(actual, wanted, (name, which))
+    assert strategies_used() == {plan["strategy"]} and "linear_recurrence" not in {key[0] for key in launch._prepared}
 
 
 def test_bootstrap_values_in_a_layout_of_their_own_are_copied_with_the_data() -> None:
