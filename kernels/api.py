@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from . import packed
-from .backend import backend_for
-from .compose import knows_ends
 from .dtypes import accumulate_dtype, result_dtype
 from .masked import derived_next_value
 from .number import number
-from .ops import call, goes_straight_to, recurrence
+from .ops import call, recurrence, wants_no_derivative
 from .repeat import repeatable
 from .specs import full_shape
 from .textbook import counted
@@ -284,9 +282,9 @@ def gae(
             :func:`standardise`). They have no gradient.
 
     Next values are derived in the kernel. Where there are masks the value of the next step that counts is a recurrence of its
-    own (a hole of invalid steps may be followed by valid ones). If a gradient is wanted, something records the call (a
-    compiler, a transform, a profiler) or the backend has no kernel for it (plain torch; Numba for packed sequences), that one
-    takes a pass over the values in front.
+    own (a hole of invalid steps may be followed by valid ones). If a gradient is wanted, a compiler or a transform of
+    ``torch.func`` looks on, or the backend has no kernel for it (plain torch; Numba for packed sequences), that one takes a
+    pass over the values in front.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.
@@ -322,12 +320,9 @@ def gae(
         lanes = sequences + shape[len(shape) + time_dim + 1 :]
         bootstrap_value = _bootstrap(bootstrap_value, next_value, value, lanes, dtype)
         masked = valid is not None or skip is not None
-        # Only without gradients, which would need what was derived.
+        # Below, no derivative is known of what was derived past masks.
         inputs = (reward, value, bootstrap_value, gamma, lmbda)
-        in_kernel = masked and goes_straight_to("DERIVES_PAST_MASKS", *inputs)
-        if cu_seqlens is not None:  # who does not know the ends folds them into done, and derives first
-            in_kernel = in_kernel and knows_ends("gae_extended", backend_for(value.device))
-        if bootstrap_value is not None and masked and not in_kernel:
+        if bootstrap_value is not None and masked and not wants_no_derivative(*inputs):
             next_value = _derived(value, bootstrap_value, ragged, shape, time_dim)
             bootstrap_value = None
     discounts = _discount("gamma", gamma, value, shape, dtype), _discount("lmbda", lmbda, value, shape, dtype)

@@ -1,7 +1,8 @@
 """Calls that a backend has no kernel for, composed of those that it has.
 
 A backend names in ``MASKED`` the ops whose optional masks it takes itself, in ``PACKED`` those whose packed sequences it
-knows the ends of, and defines ``gae_extended`` if it has one. It need do none of this: a call without masks and offsets
+knows the ends of, and defines ``gae_extended`` if it has one (which derives next values past masks if it says
+``DERIVES_PAST_MASKS``). It need do none of this: a call without masks and offsets
 reaches it with the arguments that it always had, and the rest is served here, at the price of more passes over the data.
 """
 
@@ -25,7 +26,7 @@ def serves_itself(op: str, args: Sequence[Any], backend: Any) -> bool:
     if is_packed(op, args) and not knows_ends(op, backend):
         return False
     if op == "gae_extended":
-        return hasattr(backend, op) and (derives_past_masks(args) <= getattr(backend, "DERIVES_PAST_MASKS", False))
+        return hasattr(backend, op) and (not derives_past_masks(args) or getattr(backend, "DERIVES_PAST_MASKS", False))
     return op in getattr(backend, "MASKED", ()) or all(x is None for x in args[len(plain_names(op)) :])
 
 
@@ -67,8 +68,10 @@ def derives_past_masks(args: Sequence[Any]) -> bool:
 
 
 def check_extended(args: Sequence[Any]) -> None:
-    """Raises:
-    ValueError: if there is neither ``next_value`` nor ``bootstrap_value``.
+    """Refuse a call that says nothing of what follows a step.
+
+    Raises:
+        ValueError: if there is neither ``next_value`` nor ``bootstrap_value``.
     """
     named = by_name("gae_extended", args)
     if named["next_value"] is None and named["bootstrap_value"] is None:

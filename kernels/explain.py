@@ -50,9 +50,11 @@ def _recorded(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         def faked(x: Any) -> Any:
             if type(x) not in (Tensor, torch.nn.Parameter):
                 return x
-            return made[id(x)] if id(x) in made else made.setdefault(id(x), fake.from_tensor(x.detach()))
+            if id(x) not in made:  # a gradient that is wanted decides what is called
+                made[id(x)] = fake.from_tensor(x.detach()).requires_grad_(x.requires_grad)
+            return made[id(x)]
 
-        with torch.no_grad(), _Recorder() as recorder:
+        with _Recorder() as recorder:
             function(*(faked(x) for x in args), **{name: faked(x) for name, x in kwargs.items()})
     return recorder.calls
 

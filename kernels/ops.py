@@ -447,11 +447,12 @@ def needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
     return True
 
 
-def goes_straight_to(ability: str, *args: Any) -> bool:
-    """Whether a call with these arguments would go straight to a backend, one that names this ability."""
-    if torch.compiler.is_compiling() or not needs_no_dispatcher(args):
+def wants_no_derivative(*args: Any) -> bool:
+    """Whether it is certain that no transform and no graph of autograd will ask for derivatives of what comes of ``args``."""
+    # What a compiler traces may be differentiated inside of the graph.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return bool(getattr(backend_for(args[0].device), ability, False))
+    return not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args))
 
 
 def call(op: str, *args: Any) -> Any:

@@ -62,7 +62,6 @@ SPECS: dict[str, OpSpec] = {
         *((0, 1, 2), 1, 2),
         optional=_WITH_BOTH,
     ),
-    # Without next_value it comes from bootstrap_value and the values themselves, and then there are no masks.
     "gae_backward": OpSpec(
         "(Tensor? grad_advantage, Tensor? grad_target, Tensor next_value, Tensor advantage, Tensor done,"
         " Tensor? terminated, Tensor gamma, Tensor lmbda, int time_dim, bool with_discounts)"

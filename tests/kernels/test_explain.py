@@ -70,11 +70,13 @@ def test_nothing_is_computed_and_gradients_are_left_alone(monkeypatch: pytest.Mo
 def test_every_op_of_a_call_is_explained_and_composition_is_named() -> None:
     reward, value, _, done, terminated = data(3, 5)
     given = {"gamma": 0.9, "lmbda": 0.9, "time_dim": -1, "bootstrap_value": torch.zeros(3), "skip": done}
-    with kernels.use_backend("torch"):
-        text = kernels.explain("gae", reward, value, None, done, terminated, **given, moments=True)
-    assert "tritonrl::linear_recurrence on cpu, 3 lanes x 5 steps, float32" in text
-    assert "tritonrl::gae_extended on cpu" in text
-    assert "composed of several kernels" in text
+    for wanted in (False, True):  # a gradient, for which the next values are derived by themselves
+        value.requires_grad_(wanted)
+        with kernels.use_backend("torch"):
+            text = kernels.explain("gae", reward, value, None, done, terminated, **given, moments=True)
+        assert ("tritonrl::linear_recurrence on cpu, 3 lanes x 5 steps, float32" in text) == wanted
+        assert "tritonrl::gae_extended on cpu" in text
+        assert "composed of several kernels" in text
 
 
 def test_ops_below_the_api_are_explained_by_name() -> None:

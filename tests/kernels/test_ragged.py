@@ -293,6 +293,19 @@ def test_next_values_derived_past_masks_are_the_same_below_the_api(which: str, p
         result.sum().backward()
 
 
+def test_who_only_looks_on_changes_nothing_of_how_next_values_are_derived() -> None:
+    """One op with masks, whatever the backend makes of it; two where a derivative may be asked for."""
+    args = draw("gae", (3, 8)) | masks("gae", (3, 8), "valid skip")
+    args |= {"next_value": None, "bootstrap_value": torch.zeros(3, dtype=torch.float64)}
+    assert kernels.explain("gae", **args, time_dim=-1).count("tritonrl::") == 1
+    ops: list[list[str]] = []
+    for value in (args["value"], args["value"].clone().requires_grad_()):
+        with torch.profiler.profile() as profile:
+            run("gae", args | {"value": value}, -1)
+        ops.append([event.name for event in profile.events() if event.name.startswith("tritonrl::")])
+    assert ops == [["tritonrl::gae_extended"], ["tritonrl::linear_recurrence", "tritonrl::gae"]]
+
+
 def _several(x: Any) -> tuple[Tensor, ...]:
     return (x,) if isinstance(x, Tensor) else tuple(x)
 
