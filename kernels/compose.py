@@ -2,8 +2,8 @@
 
 A backend names in ``MASKED`` the ops whose optional masks it takes itself, in ``PACKED`` those whose packed sequences it
 knows the ends of, and defines ``gae_extended`` if it has one (which derives next values past masks if it says
-``DERIVES_PAST_MASKS``). It need do none of this: a call without masks and offsets
-reaches it with the arguments that it always had, and the rest is served here, at the price of more passes over the data.
+``DERIVES_PAST_MASKS``). It need do none of this: a call without masks and offsets reaches it with the arguments that it
+always had, and the rest is served here, at the price of more passes over the data.
 """
 
 from __future__ import annotations
