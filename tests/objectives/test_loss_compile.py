@@ -97,9 +97,9 @@ def test_a_copy_of_a_loss_compiles_too() -> None:
     loss, data = copy.deepcopy(EverythingLoss()), make_data()
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(data)["loss_y"], loss(data)["loss_y"])
-    assert all(
-        torch.equal(a, b) for a, b in zip(gradients(loss, compiled, data), gradients(loss, loss, data), strict=True)
-    )
+    # Not to the bit: some processors add a gradient up in another order when it is compiled.
+    for a, b in zip(gradients(loss, compiled, data), gradients(loss, loss, data), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_soft_update_compiles() -> None:
