@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -28,13 +29,10 @@ class Counters:
     """Those of one device."""
 
     def __init__(self, device: torch.device) -> None:
-        made: list[Tensor] = []
         # Not in this thread: if `torch.compile` warms up for a CUDA graph, what a thread allocates belongs to the graph, and if
         # it is in inference mode, or under a dispatch mode or a functorch transform, so is the tensor.
-        maker = threading.Thread(target=lambda: made.append(_zeros(device)))
-        maker.start()
-        maker.join()
-        (self.all,) = made
+        with ThreadPoolExecutor(1) as elsewhere:
+            self.all = elsewhere.submit(_zeros, device).result()
         self.turns, self.captured = itertools.count(), itertools.count(TURN)
 
     def next(self) -> Tensor:

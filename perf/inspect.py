@@ -49,8 +49,7 @@ def _cache_file() -> Path:
 # What a compiled kernel depends on: below tritonrl/kernels/, and here. (Not on who calls it: the ops, other backends, the API.)
 _COMPILED_FROM = (
     *("device", "tables", "plan", "preparation", "launch", "families", "geometry", "workspace"),
-    "elementwise",
-    *("specs", "dtypes", "ahead_of_time"),
+    *("elementwise", "specs", "dtypes", "ahead_of_time"),
 )
 _READ_BY = ("streams", "launches", "ptx", "occupancy", "data")
 

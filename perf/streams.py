@@ -71,12 +71,11 @@ def inspect_launch(launch: Launch) -> Inspected:
     from tritonrl.kernels.ahead_of_time import compile_for, compile_standardise
 
     arguments = named_arguments(launch)
-    given = list(arguments.values())
     try:
         if launch.op == ELEMENTWISE:
             compiled = compile_standardise(**arguments, capability=launch.capability)
         else:
-            compiled = compile_for(launch.op, given, launch.capability)
+            compiled = compile_for(launch.op, list(arguments.values()), launch.capability)
     except Exception as error:
         text = str(error).strip().splitlines() or [""]
         return Inspected(
