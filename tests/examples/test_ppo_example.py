@@ -120,8 +120,15 @@ def test_rows_logged_after_the_last_checkpoint_of_a_crashed_run_are_not_logged_t
 
 
 def test_a_second_interrupt_does_not_wait(
-    ppo: Any, script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ppo: Any,
+    script: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    # Not what this process began with: what a shell starts in the background ignores the signal.
+    at_start = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, at_start))
     before = signal.getsignal(signal.SIGINT)
 
     def twice() -> None:
