@@ -37,8 +37,8 @@ MAX_STRIP_BYTES = 64 * 1024
 # A piece of time shorter than this is not worth beginning again, which takes some 300 steps (:mod:`.pieces`).
 MIN_PIECE = 2048
 STEPS_BETWEEN_MARKS = 256
-# Shorter rows than this make the prefetcher start anew so often that a second thread gains nothing.
-MIN_SHARED_STRIP_BYTES = 8 * 1024
+# In strips whose rows are shorter than this, two threads take as long as one.
+MIN_SHARED_STRIP_BYTES = 2 * 1024
 
 
 class Operand(NamedTuple):

@@ -43,6 +43,15 @@ def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
     return builder.load(pointer_to(builder, address, kind), align=size_of(element))
 
 
+def prefetch_to_write(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Have a cache line fetched that is soon to be written. Any address will do, also one without memory behind it."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    signature = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], signature)
+    to_write, near, data = (ir.Constant(word, x) for x in (1, 3, 1))
+    builder.call(function, [builder.inttoptr(address, byte), to_write, near, data])
+
+
 def _plus(builder: ir.IRBuilder, base: ir.Value, index: ir.Value, stride: ir.Value) -> ir.Value:
     return builder.add(base, builder.mul(index, stride))
 
@@ -224,6 +233,11 @@ def write(typing_context: Any, io: Any, k: Any, x: Any) -> Any:
         result, x = _Operand(builder, args[0], position), lowered(builder, block.number, args[2])
         size = size_of(block.number.stored)
         address = _plus(builder, result.base, result.index, ir.Constant(WORD, size))
+        if block.across:
+            # The same lanes of the step to come. What is read there the processor foresees; what is written it fetches only
+            # when the store comes up, and all stores behind that one wait. Beyond the last step this does nothing.
+            ahead = (builder.sub if block.reverse else builder.add)(address, result.time_stride)
+            prefetch_to_write(builder, ahead)
         builder.store(x, pointer_to(builder, address, x.type), align=size)
         return context.get_dummy_value()
 
