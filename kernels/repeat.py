@@ -1,8 +1,9 @@
 """A public call like one before it: what its checks would say is known, and so is how it is served.
 
-The checks look at layouts, dtypes, devices and at what is given at all, never at a number in memory. So a call that agrees in
-all of these with one that went well goes well, and goes the same way: to one function of the backend, with the same arguments
-in the same places. Where that was so and the backend keeps such calls (:mod:`.launch` does), the next one goes there at once.
+The checks look at layouts, dtypes, devices and at what is given at all, never at a number in memory (but for offsets on the
+CPU, and with those no call is repeated). So a call that agrees in all of these with one that went well goes well, and goes the
+same way: to one function of the backend, with the same arguments in the same places. Where that was so and the backend keeps
+such calls (:mod:`.launch` and :mod:`.cpu` do), the next one goes there at once.
 """
 
 from __future__ import annotations
@@ -24,9 +25,6 @@ from .specs import argument_names
 P = ParamSpec("P")
 R = TypeVar("R")
 Key = tuple[Any, ...]
-
-DEVICES = {"cuda"}
-"""Where a backend that keeps calls is to be looked for. Others are not to pay for the search."""
 
 
 class Noted(NamedTuple):
@@ -74,17 +72,19 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         values = [*args, *kwargs.values()]
         first = values[0] if values else None
-        if type(first) is not Tensor or first.device.type not in DEVICES or not nobody_listens():
+        if type(first) is not Tensor or not nobody_listens():
             return function(*args, **kwargs)
         backend = backend_for(first.device)
         if not hasattr(backend, "repeated"):
             return function(*args, **kwargs)
         key = _key(function.__name__, values, kwargs)
-        if key is None or key in _never:
+        if key is None:
             return function(*args, **kwargs)
         repeated = backend.repeated(key)
         if repeated is not None:
             return cast(R, repeated(values))
+        if key in _never:
+            return function(*args, **kwargs)
         NOTES.calls = []
         try:
             result = function(*args, **kwargs)
@@ -111,7 +111,10 @@ def _key(function: str, values: list[Any], names: Iterable[str]) -> Key | None:
         if type(x) is Tensor:
             if x.is_neg() or (recorded and x.requires_grad):
                 return None
-            key += (x.shape, x.stride(), x.dtype, x.device)
+            try:
+                key += (x.shape, x.stride(), x.dtype, x.device)
+            except RuntimeError:  # sparse: no strides, and nothing that a kernel could take
+                return None
         elif type(x) is float:
             key.append(float)
             values[i] = number(x)
@@ -120,6 +123,11 @@ def _key(function: str, values: list[Any], names: Iterable[str]) -> Key | None:
         else:
             return None
     return tuple(key)
+
+
+def _is_checked(x: Tensor) -> bool:
+    """Whether the numbers in ``x`` are looked at in every call: offsets, where that costs no synchronisation."""
+    return x.is_cpu and not x.is_floating_point() and x.dtype is not torch.bool
 
 
 def _is_constant(x: Tensor, given: Any) -> bool:
@@ -139,6 +147,8 @@ def _repeat(
         if not isinstance(x, Tensor):  # an option, or nothing: the same for the same layouts
             places.append(len(names) + len(constants))
             constants.append(x)
+        elif _is_checked(x):
+            return None
         elif name in given and x is given[name]:
             places.append(names.index(name))
         elif _is_constant(x, given.get(name, defaults.get(name))):

@@ -87,9 +87,8 @@ def _keep_memory() -> None:
 def measured(case: Case, calls: int, library: Any) -> Split:
     """One case on Triton, which has to be told that it can serve the CPU: with the driver of :mod:`perf.no_cuda` it can."""
     from tritonrl import kernels
-    from tritonrl.kernels import backend, repeat
+    from tritonrl.kernels import backend
 
-    repeat.DEVICES.add("cpu")
     backend.missing = lambda name, device: None  # type: ignore[assignment]
     counter = ctypes.c_uint64.in_dll(library, "launches")
     function = _call_of(case)

@@ -1,23 +1,26 @@
 """Numba kernels for the CPU: one function per op of :mod:`tritonrl.kernels.specs`.
 
 Read in this order: :mod:`.bodies` (what is computed), :mod:`.strategies` and :mod:`.pieces` (in which order),
-:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.team` (threads), :mod:`.reduce` (moments) and
-:mod:`.standardise` (what they are for). Below them, :mod:`.blocks`, :mod:`.memory`, :mod:`.recur`, :mod:`.masks`,
-:mod:`.numbers` and :mod:`.simd` are the words that bodies are written in.
+:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.served` (one more like it), :mod:`.team` (threads),
+:mod:`.reduce` (moments) and :mod:`.standardise` (what they are for). Below them, :mod:`.blocks`, :mod:`.memory`,
+:mod:`.recur`, :mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are written in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ..repeat import Key, Repeat
 from ..specs import ALL_SPECS, allocate, by_name, plain_names
 from ..textbook import counted
-from . import backward_bodies, bodies
+from . import backward_bodies, bodies, served
 from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, run
 from .reduce import measure
+from .served import Served, noting
+from .served import repeated as repeated
 from .standardise import standardised as standardised
 
 # The ops whose masks the kernels take themselves (:mod:`tritonrl.kernels.compose`).
@@ -67,37 +70,17 @@ _VTRACE_BACKWARD = Op(
 )
 
 
-def _served_by(kernel: Op) -> Callable[..., Any]:
-    """The backend function of an op: its tensors stand in front of its schema, its masks behind it."""
-    op, names = kernel.name, plain_names(kernel.name)
-    tensors, plain = names.index("time_dim"), len(names)
-    masks = slice(plain, plain + len(set(ALL_SPECS[op].optional) & {"valid", "skip"}))
-    done = names.index("done")
-    terminated = names.index("terminated") if "terminated" in names else done
-
-    def function(*args: Any) -> Any:
-        results = allocate(op, args)
-        arguments = list(args[:tensors])
-        if arguments[terminated] is None:
-            arguments[terminated] = arguments[done]
-        run(kernel, arguments, results, args[tensors], args[masks])
-        return results if len(results) > 1 else results[0]
-
-    function.__name__ = function.__qualname__ = op
-    function.__doc__ = f"``tritonrl::{op}``."
-    return function
+gae = Served(_GAE)
+gae_backward = Served(_GAE_BACKWARD)
+td_lambda_return = Served(_TD_LAMBDA_RETURN)
+td_lambda_return_backward = Served(_TD_LAMBDA_RETURN_BACKWARD)
+reward_to_go = Served(_REWARD_TO_GO)
+reward_to_go_backward = Served(_REWARD_TO_GO_BACKWARD)
+vtrace = Served(_VTRACE)
+vtrace_backward = Served(_VTRACE_BACKWARD)
 
 
-gae = _served_by(_GAE)
-gae_backward = _served_by(_GAE_BACKWARD)
-td_lambda_return = _served_by(_TD_LAMBDA_RETURN)
-td_lambda_return_backward = _served_by(_TD_LAMBDA_RETURN_BACKWARD)
-reward_to_go = _served_by(_REWARD_TO_GO)
-reward_to_go_backward = _served_by(_REWARD_TO_GO_BACKWARD)
-vtrace = _served_by(_VTRACE)
-vtrace_backward = _served_by(_VTRACE_BACKWARD)
-
-
+@noting
 def gae_extended(*args: Any) -> tuple[Tensor, ...]:
     """``tritonrl::gae_extended``: next values derived from the values, moments of the advantages, or both."""
     results = allocate("gae_extended", args)
@@ -123,6 +106,7 @@ def _at_every_step(carry: Tensor | None, shape: Sequence[int], time_dim: int) ->
     return carry.expand((*shape[:time_dim], *shape[len(shape) + time_dim + 1 :])).unsqueeze(time_dim)
 
 
+@noting
 def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
     """``tritonrl::linear_recurrence``."""
     results = allocate("linear_recurrence", (a, b, carry, time_dim, reverse))
@@ -139,3 +123,8 @@ def linear_recurrence_backward(
     entering = _at_every_step(carry, results[0].shape, time_dim)
     run(_LINEAR_RECURRENCE_BACKWARD[reverse], (grad, a, y, entering), results, time_dim)
     return results
+
+
+def keep_repeat(key: Key, repeat: Repeat) -> bool:
+    """Keep how a public call is repeated; returns whether that can be."""
+    return served.keep_repeat(key, repeat, globals()[repeat.noted.op])

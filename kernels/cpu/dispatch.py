@@ -50,7 +50,7 @@ def _masked(op: Op) -> Op:
     return Op(f"{op.name}_masked", op.body.masked(), (*op.roles, FLAG, FLAG))
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
     """What a call needs that does not change while shapes, strides and dtypes stay the same.
 
     ``conversions``: operands whose dtype or layout no kernel takes, with what to do about it before each call. ``again``: the
@@ -64,11 +64,17 @@ class _Prepared(NamedTuple):
     chunks: int
     again: Compiled | None
     marks: int
+    threads: int
 
 
-_prepared: dict[Any, _Prepared] = {}
+_prepared: dict[Any, Prepared] = {}
 _zero = np.zeros(1, dtype=np.float64)
 _ZERO = _zero.ctypes.data
+
+
+def forget() -> None:
+    """Forget what was prepared."""
+    _prepared.clear()
 
 
 def run(
@@ -80,13 +86,31 @@ def run(
 ) -> None:
     """Compute ``op`` into ``results``. ``arguments`` are the op's tensors in schema order, absent ones ``None``; ``masks`` its
     ``valid`` and, of an op that knows it, ``skip``."""
-    if results[0].numel() == 0:
-        return
+    if results[0].numel():
+        prepared = prepared_for(op, arguments, results, time_dim, masks)
+        execute(prepared, operands_of(arguments, results, masks))
+
+
+def operands_of(
+    arguments: Sequence[Tensor | None], results: tuple[Tensor, ...], masks: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The operands of a kernel: both masks behind the results where there is one of them."""
     operands = [*arguments, *results]
-    if any(x is not None for x in masks):
-        op = _masked(op)
-        given = zip_longest(_ABSENT_MASKS, masks)
-        operands += [absent if x is None else x for absent, x in given]
+    for x in masks:
+        if x is not None:
+            operands += [absent if x is None else x for absent, x in zip_longest(_ABSENT_MASKS, masks)]
+            break
+    return operands
+
+
+def prepared_for(
+    op: Op,
+    arguments: Sequence[Tensor | None],
+    results: tuple[Tensor, ...],
+    time_dim: int,
+    masks: Sequence[Tensor | None],
+) -> Prepared:
+    """What a call with such operands needs, made for the first of its kind; there is something to compute."""
     threads = torch.get_num_threads()
     # The results need no place in the key: their strides follow from the arguments.
     key: tuple[Any, ...] = (
@@ -98,12 +122,19 @@ def run(
     if prepared is None:
         if len(_prepared) >= _PLANS_KEPT:
             _prepared.clear()
-        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads)
+        operands = operands_of(arguments, results, masks)
+        masked = len(operands) > len(arguments) + len(results)
+        prepared = _prepared[key] = _prepare(_masked(op) if masked else op, operands, results[0], time_dim, threads)
+    return prepared
+
+
+def execute(prepared: Prepared, operands: list[Tensor | None]) -> None:
+    """Run the kernel on these operands, on as many threads as it was prepared for."""
     for k, convert in prepared.conversions:
         x = operands[k]
         operands[k] = None if x is None else convert(x)
     pointers = array("q", [_ZERO if x is None else x.data_ptr() for x in operands])
-    plan, chunks, scratch = prepared.plan, prepared.chunks, prepared.scratch
+    plan, chunks, scratch, threads = prepared.plan, prepared.chunks, prepared.scratch, prepared.threads
     where = plan.address, pointers.buffer_info()[0], scratch
     if prepared.again is None:
         team.run(prepared.kernel, *where, plan.tasks, chunks, threads, (pointers, operands))
@@ -115,7 +146,7 @@ def run(
     team.run(prepared.again, *where, plan.tasks, min(plan.tasks, chunks), threads, kept)
 
 
-def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> _Prepared:
+def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> Prepared:
     conversions: dict[int, Callable[[Tensor], Tensor]] = {}
     tensors = list(operands)
     for k, (x, role) in enumerate(zip(tensors, op.roles, strict=True)):
@@ -139,7 +170,7 @@ def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: 
     chunks = max(1, min(plan.tasks * plan.pieces, worth, most))
     scratch = plan.scratch * op.body.carries
     marks = scratch * plan.tasks * plan.pieces * plan.marks
-    return _Prepared(plan, function, tuple(conversions.items()), scratch, chunks, again, marks)
+    return Prepared(plan, function, tuple(conversions.items()), scratch, chunks, again, marks, threads)
 
 
 def _check(op: Op, k: int, x: Tensor | None, role: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tritonrl.kernels import compose, cpu, torch_backend
-from tritonrl.kernels.cpu import bodies, compile, dispatch, geometry, reduce, strategies
+from tritonrl.kernels.cpu import bodies, compile, dispatch, geometry, reduce, served, strategies
 from tritonrl.kernels.cpu.geometry import CONTIGUOUS, GATHERED, ONE, Dimension, Operand, cut_time, merged, strip_size
 from tritonrl.kernels.cpu.numbers import NUMBERS as NUMBERS_STORED
 from tritonrl.kernels.moments import measure
@@ -186,7 +186,7 @@ def test_flags_of_one_feature_serve_all_features_without_a_copy(shape: tuple[int
     args = draw("gae", shape, time_dim, torch.float32)
     args["done"], args["terminated"] = args["done"][..., :1], args["terminated"][..., :1]
     args["gamma"] = torch.rand((*shape[:-1], 1))
-    dispatch._prepared.clear()
+    served.forget()
     assert_as_in_the_textbook("gae", args)
     (prepared,) = dispatch._prepared.values()
     assert not prepared.conversions
@@ -196,7 +196,7 @@ def test_lanes_that_no_plan_can_merge_are_copied() -> None:
     shape = (9, 2, 3, 2)
     args = draw("gae", shape, -4, torch.float32)
     args["done"] = args["done"][:, :1, :, :1].expand(shape)
-    dispatch._prepared.clear()
+    served.forget()
     assert_as_in_the_textbook("gae", args)
     (prepared,) = dispatch._prepared.values()
     assert [k for k, _ in prepared.conversions] == [3]

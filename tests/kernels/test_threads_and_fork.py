@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tritonrl import kernels
-from tritonrl.kernels.cpu import bodies, compile, dispatch, team
+from tritonrl.kernels.cpu import bodies, compile, dispatch, served, team
 from tritonrl.kernels.cpu.pool import POOL, Pool
 
 # Enough rows or strips for all threads; and too few, so that time is cut.
@@ -35,12 +35,12 @@ def _small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.MIN_SHARED_STRIP_BYTES", 64)
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.MIN_PIECE", 200)
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.STEPS_BETWEEN_MARKS", 32)
-    dispatch._prepared.clear()
+    served.forget()
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(threads)
-    dispatch._prepared.clear()
+    served.forget()
 
 
 def draw(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, ...]:
@@ -89,7 +89,7 @@ def test_cutting_time_into_pieces_changes_no_bit(
     alone = compute()
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
-        dispatch._prepared.clear()
+        served.forget()
         assert same(compute(), alone)
         assert all(prepared.plan.pieces > 1 for prepared in dispatch._prepared.values())
 

@@ -1,0 +1,129 @@
+"""The ops whose tensors are the operands of one kernel, and how a public call like one before it is served again.
+
+Of such a call everything is known but the numbers (:mod:`tritonrl.kernels.repeat`): its results are allocated and the prepared
+kernel is run. For a small rollout that is half of what the call took before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..eager import Results
+from ..repeat import NOTES, Key, Noted, Repeat
+from ..specs import ALL_SPECS, allocate, plain_names
+from . import dispatch
+from .dispatch import Op, Prepared, execute, operands_of, prepared_for
+
+_MOST_KEPT = 4096
+# By key and number of threads, which decides how a call is cut into tasks.
+_repeats: dict[tuple[int, Key], Callable[[Sequence[Any]], Any]] = {}
+
+
+def forget() -> None:
+    """Forget all calls, as if none had been made; what was compiled stays. For who changes how calls are prepared."""
+    dispatch.forget()
+    _repeats.clear()
+
+
+def note(op: str, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
+    """Tell who wants to know (:mod:`tritonrl.kernels.repeat`) of a call of this backend."""
+    if NOTES.calls is not None:
+        NOTES.calls.append(Noted(op, args, results))
+
+
+def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the function of an op tell of its calls."""
+
+    @functools.wraps(function)
+    def noted(*args: Any) -> Any:
+        returned = function(*args)
+        note(function.__name__, args, returned if isinstance(returned, tuple) else (returned,))
+        return returned
+
+    return noted
+
+
+class Served:
+    """The backend function of an op: its tensors stand in front of its schema, its masks behind it."""
+
+    def __init__(self, kernel: Op) -> None:
+        self.kernel, self.op = kernel, kernel.name
+        names = plain_names(self.op)
+        self.tensors, plain = names.index("time_dim"), len(names)
+        self.masks = slice(plain, plain + len(set(ALL_SPECS[self.op].optional) & {"valid", "skip"}))
+        self.done = names.index("done")
+        self.terminated = names.index("terminated") if "terminated" in names else self.done
+
+    def __call__(self, *args: Any) -> Any:
+        """The results for these arguments, in schema order."""
+        results = allocate(self.op, args)
+        dispatch.run(self.kernel, self._arguments(args), results, args[self.tensors], args[self.masks])
+        note(self.op, args, results)
+        return results if len(results) > 1 else results[0]
+
+    def _arguments(self, args: Sequence[Any]) -> list[Tensor | None]:
+        arguments = list(args[: self.tensors])
+        if arguments[self.terminated] is None:
+            arguments[self.terminated] = arguments[self.done]
+        return arguments
+
+    def prepared(self, args: Sequence[Any], results: tuple[Tensor, ...]) -> Prepared:
+        """What was prepared for a call with these arguments and results."""
+        return prepared_for(self.kernel, self._arguments(args), results, args[self.tensors], args[self.masks])
+
+    def fill(self, results: tuple[Tensor, ...], args: Sequence[Any], prepared: Prepared) -> None:
+        """Compute what a call like the one that ``prepared`` was for results in."""
+        execute(prepared, operands_of(self._arguments(args), results, args[self.masks]))
+
+
+def repeated(key: Key) -> Callable[[Sequence[Any]], Any] | None:
+    """What serves a public call like one before it."""
+    return _repeats.get((torch.get_num_threads(), key))
+
+
+def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
+    """Keep how a public call is repeated, which ``function`` of this backend served. Returns whether that can be."""
+    if len(_repeats) >= _MOST_KEPT:
+        _repeats.clear()
+    if isinstance(function, Served) and repeat.noted.results[0].numel():
+        again = _by_kernel(function, repeat)
+    else:
+        again = _by_function(function, repeat)
+    _repeats[torch.get_num_threads(), key] = again
+    return True
+
+
+def _by_kernel(function: Served, repeat: Repeat) -> Callable[[Sequence[Any]], Any]:
+    op, args, results = repeat.noted
+    prepared, made = function.prepared(args, results), Results(ALL_SPECS[op].like, args, results)
+    # Not of `repeat` itself, which holds the tensors of the call.
+    arguments, constants, returned = itemgetter(*repeat.places), repeat.constants, _returned(repeat)
+
+    def again(values: Sequence[Any]) -> Any:
+        args = arguments((*values, *constants))
+        results = made.allocate(args)
+        function.fill(results, args, prepared)
+        return results[returned]
+
+    return again
+
+
+def _by_function(function: Callable[..., Any], repeat: Repeat) -> Callable[[Sequence[Any]], Any]:
+    arguments, constants, returned = itemgetter(*repeat.places), repeat.constants, _returned(repeat)
+
+    def again(values: Sequence[Any]) -> Any:
+        results = function(*arguments((*values, *constants)))
+        return results[returned] if isinstance(results, tuple) else results
+
+    return again
+
+
+def _returned(repeat: Repeat) -> slice | int:
+    """Which of an op's results the public function returns."""
+    return slice(repeat.returned) if repeat.returned else 0
