@@ -17,13 +17,14 @@ from torch import Tensor
 from . import families
 from .device.memory import NUMBER, UNIFORM
 from .direct import Launch, direct, on_device
-from .eager import Call, Results, Slowly, Workspace
+from .eager import Call, Slowly, Workspace
 from .elementwise import standardised as standardised
 from .families import Recurrence
 from .geometry import TooScattered
 from .plan import Plan
 from .preparation import Prepared, device_of, one_layout, prepare
 from .repeat import NOTES, Key, Noted, Repeat
+from .results import Results
 from .sources import filled, sources
 from .specs import ALL_SPECS, allocate, step_results
 from .workspace import MOMENTS, workspace_of

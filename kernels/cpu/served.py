@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..eager import Results
 from ..repeat import NOTES, Key, Noted, Repeat
+from ..results import Results
 from ..specs import ALL_SPECS, allocate, plain_names
 from . import dispatch
 from .dispatch import Op, Prepared, execute, operands_of, prepared_for
