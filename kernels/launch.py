@@ -23,7 +23,8 @@ from .families import Recurrence
 from .geometry import TooScattered
 from .plan import Plan
 from .preparation import Prepared, device_of, one_layout, prepare
-from .repeat import NOTES, Key, Noted, Repeat
+from .repeat import NOTES, Key, Noted, Repeat, Serve
+from .repeat import forget as forget_repeats
 from .results import Results
 from .sources import filled, sources
 from .specs import ALL_SPECS, allocate, step_results
@@ -137,7 +138,13 @@ def _run(op: str, *args: Any) -> Any:
     return results if len(results) > 1 else results[0]
 
 
-def repeated(key: Key) -> Callable[[Sequence[Any]], Any] | None:
+def forget() -> None:
+    """Forget all calls, as if none had been made; what was compiled stays. For who changes how calls are prepared."""
+    _prepared.clear()
+    forget_repeats()
+
+
+def repeated(key: Key) -> Serve | None:
     """What serves a public call like one before it (:mod:`.repeat`)."""
     prepared = _prepared.get(key)
     return None if prepared is None else prepared.call

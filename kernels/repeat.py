@@ -11,13 +11,16 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from types import ModuleType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from .backend import backend_for
+from .guards import Guard, guard_of
 from .number import number
 from .ops import nobody_listens
 from .specs import argument_names
@@ -25,6 +28,7 @@ from .specs import argument_names
 P = ParamSpec("P")
 R = TypeVar("R")
 Key = tuple[Any, ...]
+Serve = Callable[[Sequence[Any]], Any]
 
 
 class Noted(NamedTuple):
@@ -58,33 +62,54 @@ class Repeat(NamedTuple):
 
 _MOST_KEPT = 4096
 _never: set[Key] = set()  # calls that go another way than straight to the backend
+# Calls of the same pattern (everything but the tensors), the latest first: what knows their tensors again, and what serves
+# them. A few only: who has more layouts than these finds them by their keys.
+_recent: dict[Key, list[tuple[Guard, Serve]]] = {}
+_LAYOUTS_PER_PATTERN = 4
+
+
+def forget() -> None:
+    """Forget how calls were served."""
+    _never.clear()
+    _recent.clear()
 
 
 def repeatable(function: Callable[P, R]) -> Callable[P, R]:
     """Let a public function whose parameters are named like the arguments of its ops go the known way when called again."""
     parameters = inspect.signature(function).parameters
-    order = tuple(parameters)
+    order, name = tuple(parameters), f"{function.__name__}()"  # not to be taken for the op of the same name
     defaults = {name: x.default for name, x in parameters.items() if type(x.default) is float}
 
     @functools.wraps(function)
     def repeating(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        values = [*args, *kwargs.values()]
-        first = values[0] if values else None
-        if type(first) is not Tensor or not nobody_listens():
+        values: list[Any] = [*args, *kwargs.values()]
+        first, kinds = values[0] if values else None, tuple(map(type, values))
+        sorting = _sorting(kinds)
+        if type(first) is not Tensor or sorting is None or not nobody_listens():
             return function(*args, **kwargs)
         backend = backend_for(first.device)
         if not hasattr(backend, "repeated"):
             return function(*args, **kwargs)
-        key = _key(function.__name__, values, kwargs)
-        if key is None:
-            return function(*args, **kwargs)
-        repeated = backend.repeated(key)
+        tensors, others = sorting.tensors(values), sorting.others(values)
+        for i in sorting.numbers:
+            values[i] = number(values[i])
+        pattern = (name, backend, torch.get_default_dtype(), torch.get_num_threads(), *kwargs, kinds, others)
+        for known, serve in _recent.get(pattern, ()):
+            if known(*tensors):
+                return cast(R, serve(values))
+        key = _key(pattern, tensors)
+        repeated = None if key is None else backend.repeated(key)
         if repeated is not None:
+            _remember(pattern, tensors, repeated)
             return cast(R, repeated(values))
-        if key in _never:
+        if key is None or key in _never:
             return function(*args, **kwargs)
+        return noting(key, backend, values, *args, **kwargs)
+
+    def noting(key: Key, backend: ModuleType, values: Sequence[Any], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The call, and a note of how it was served."""
         NOTES.calls = []
         try:
             result = function(*args, **kwargs)
@@ -102,27 +127,58 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
     return repeating
 
 
-def _key(function: str, values: list[Any], names: Iterable[str]) -> Key | None:
-    """What decides the way of a call; ``None`` if it may be another one each time. Numbers in ``values`` become tensors."""
-    # Not to be taken for the key of an op, which may have the same name.
-    key: list[Any] = [f"{function}()", torch.get_default_dtype(), *names]
+class Sorting(NamedTuple):
+    """Where among the values of a call its tensors are, the floats, which may be others each time, and what is the same in
+    calls alike: options, and nothing."""
+
+    tensors: Callable[[Sequence[Any]], tuple[Tensor, ...]]
+    numbers: tuple[int, ...]
+    others: Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+@functools.lru_cache(_MOST_KEPT)
+def _sorting(kinds: tuple[type, ...]) -> Sorting | None:
+    """The sorting of values of these types; ``None`` if something is given that no kernel takes as it is."""
+    if not {*kinds} <= {Tensor, float, int, bool, type(None)}:
+        return None
+    tensors = [i for i, x in enumerate(kinds) if x is Tensor]
+    numbers = tuple(i for i, x in enumerate(kinds) if x is float)
+    others = [i for i in range(len(kinds)) if i not in tensors and i not in numbers]
+    return Sorting(_at(tensors), numbers, _at(others))
+
+
+def _at(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What picks the values at these places, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple([values[i] for i in places])
+
+
+def _key(pattern: Key, tensors: Sequence[Tensor]) -> Key | None:
+    """What decides the way of a call; ``None`` if it may be another one each time."""
+    key: list[Any] = [*pattern]
     recorded = torch.is_grad_enabled()
-    for i, x in enumerate(values):
-        if type(x) is Tensor:
-            if x.is_neg() or (recorded and x.requires_grad):
-                return None
-            try:
-                key += (x.shape, x.stride(), x.dtype, x.device)
-            except RuntimeError:  # sparse: no strides, and nothing that a kernel could take
-                return None
-        elif type(x) is float:
-            key.append(float)
-            values[i] = number(x)
-        elif x is None or type(x) is int or type(x) is bool:
-            key.append(x)
-        else:
+    for x in tensors:
+        if x.is_neg() or (recorded and x.requires_grad):
+            return None
+        try:
+            key += (x.shape, x.stride(), x.dtype, x.device)
+        except RuntimeError:  # sparse: no strides, and nothing that a kernel could take
             return None
     return tuple(key)
+
+
+def _remember(pattern: Key, tensors: Sequence[Tensor], serve: Serve) -> None:
+    """Let the next call with tensors like these be known at once."""
+    # What knows tensors that want a gradient would know them in a call that records one, too. A tensor given twice is never
+    # known again.
+    if any(x.requires_grad for x in tensors) or len({*map(id, tensors)}) < len(tensors):
+        return
+    guard = guard_of(tensors)
+    if guard is not None and guard(*tensors):
+        if len(_recent) >= _MOST_KEPT:
+            _recent.clear()
+        _recent[pattern] = [(guard, serve), *_recent.get(pattern, ())][:_LAYOUTS_PER_PATTERN]
 
 
 def _is_checked(x: Tensor) -> bool:

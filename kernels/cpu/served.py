@@ -11,24 +11,24 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..repeat import NOTES, Key, Noted, Repeat
+from ..repeat import NOTES, Key, Noted, Repeat, Serve
+from ..repeat import forget as forget_repeats
 from ..results import Results
 from ..specs import ALL_SPECS, allocate, plain_names
 from . import dispatch
 from .dispatch import Op, Prepared, execute, operands_of, prepared_for
 
 _MOST_KEPT = 4096
-# By key and number of threads, which decides how a call is cut into tasks.
-_repeats: dict[tuple[int, Key], Callable[[Sequence[Any]], Any]] = {}
+_repeats: dict[Key, Serve] = {}
 
 
 def forget() -> None:
     """Forget all calls, as if none had been made; what was compiled stays. For who changes how calls are prepared."""
     dispatch.forget()
     _repeats.clear()
+    forget_repeats()
 
 
 def note(op: str, args: tuple[Any, ...], results: tuple[Tensor, ...]) -> None:
@@ -82,9 +82,9 @@ class Served:
         execute(prepared, operands_of(self._arguments(args), results, args[self.masks]))
 
 
-def repeated(key: Key) -> Callable[[Sequence[Any]], Any] | None:
+def repeated(key: Key) -> Serve | None:
     """What serves a public call like one before it."""
-    return _repeats.get((torch.get_num_threads(), key))
+    return _repeats.get(key)
 
 
 def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
@@ -92,14 +92,13 @@ def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
     if len(_repeats) >= _MOST_KEPT:
         _repeats.clear()
     if isinstance(function, Served) and repeat.noted.results[0].numel():
-        again = _by_kernel(function, repeat)
+        _repeats[key] = _by_kernel(function, repeat)
     else:
-        again = _by_function(function, repeat)
-    _repeats[torch.get_num_threads(), key] = again
+        _repeats[key] = _by_function(function, repeat)
     return True
 
 
-def _by_kernel(function: Served, repeat: Repeat) -> Callable[[Sequence[Any]], Any]:
+def _by_kernel(function: Served, repeat: Repeat) -> Serve:
     op, args, results = repeat.noted
     prepared, made = function.prepared(args, results), Results(ALL_SPECS[op].like, args, results)
     # Not of `repeat` itself, which holds the tensors of the call.
@@ -114,7 +113,7 @@ def _by_kernel(function: Served, repeat: Repeat) -> Callable[[Sequence[Any]], An
     return again
 
 
-def _by_function(function: Callable[..., Any], repeat: Repeat) -> Callable[[Sequence[Any]], Any]:
+def _by_function(function: Callable[..., Any], repeat: Repeat) -> Serve:
     arguments, constants, returned = itemgetter(*repeat.places), repeat.constants, _returned(repeat)
 
     def again(values: Sequence[Any]) -> Any:

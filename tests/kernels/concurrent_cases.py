@@ -93,7 +93,7 @@ def lazily(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
             prepared.constants["LAZY"] = lazy
             return prepared
 
-        launch._prepared.clear()
+        launch.forget()
         monkeypatch.setattr(launch, "prepare", prepare)
 
     return use

@@ -122,10 +122,10 @@ def _noting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(JITFunction, "run", run)
     # Offsets on the CPU stand here for offsets on a GPU, which nobody looks at.
     monkeypatch.setattr(repeat, "_is_checked", lambda x: False)
-    launch._prepared.clear()
+    launch.forget()
     with kernels.use_backend("triton"), torch.no_grad():
         yield
-    launch._prepared.clear()
+    launch.forget()
 
 
 def noted(call: Callable[[], Any]) -> tuple[list[Launched], list[str], Any]:
@@ -597,7 +597,6 @@ def test_another_backend_is_asked_after_repeated_calls_too() -> None:
 
 
 def test_calls_that_never_repeat_are_noted_once_and_do_not_eat_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeat, "_never", set())
     monkeypatch.setattr(repeat, "_MOST_KEPT", 3)
     for steps in range(2, 9):
         done = torch.zeros(2, steps, dtype=torch.int64)

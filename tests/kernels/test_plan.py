@@ -288,7 +288,7 @@ def test_offsets_are_wide_only_beyond_two_to_the_31() -> None:
 def test_a_preparation_is_kept_for_each_layout_and_dtype() -> None:
     from tritonrl.kernels import launch
 
-    launch._prepared.clear()
+    launch.forget()
     x = torch.empty(6, 8)
     first = prepared("reward_to_go", *reward_to_go_args(x, -1))
     assert prepared("reward_to_go", *reward_to_go_args(torch.randn(6, 8), -1)) is first
@@ -307,12 +307,12 @@ def test_a_preparation_is_kept_for_each_layout_and_dtype() -> None:
 def test_layouts_without_end_do_not_eat_the_memory() -> None:
     from tritonrl.kernels import launch
 
-    launch._prepared.clear()
+    launch.forget()
     for n in range(1, 4200):
         launch._prepared[n] = launch._prepared.get(1)  # type: ignore[assignment]
     prepared("reward_to_go", *reward_to_go_args(torch.empty(3, 7), -1))
     assert len(launch._prepared) == 1
-    launch._prepared.clear()
+    launch.forget()
 
 
 def test_numbers_go_by_value_and_the_absent_is_left_out() -> None:

@@ -469,7 +469,7 @@ wrong = []
 cases = (("rows", (10, 3), False), ("rows", (6, 4), True), ("lanes", (5, 3), True), ("split", (8, 2), False))
 for strategy, size, layout in cases:
     preparation.choose_plan = small(strategy, layout)
-    launch._prepared.clear()
+    launch.forget()
     for variant in check._variants():
         # With masks: packed in two of the cases, and in the other two not.
         masked = "valid" in variant.optional

@@ -51,7 +51,7 @@ OPS = ("linear_recurrence_carried", "linear_recurrence_forwards", "gae", "td_lam
 
 @pytest.fixture(autouse=True)
 def _on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    launch._prepared.clear()
+    launch.forget()
     if interpreting():
         import triton.runtime.interpreter as interpreter
 
@@ -61,7 +61,7 @@ def _on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             monkeypatch.setattr(interpreter.interpreter_builder, "options", options)
     with kernels.use_backend("triton"):
         yield
-    launch._prepared.clear()
+    launch.forget()
 
 
 Force = Callable[..., None]
@@ -92,7 +92,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
             return Plan(strategy, grid, lanes, 1, vector, vectors, unroll, by_outer, width, stacked, ahead)
 
         monkeypatch.setattr(preparation, "choose_plan", choose)
-        launch._prepared.clear()
+        launch.forget()
 
     return forced
 
