@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from .direct import Launch, alignment_of, is_watched, launch_on
+from .number import value_of
 from .plan import Plan
 from .results import Results
 from .sources import Sources, filled
-from .workspace import NAMES, workspace_of
+from .workspace import NAMES, needs_workspace, workspace_of
 
 Workspace = dict[str, Tensor]
 
@@ -48,17 +49,17 @@ class Call:
         unknown = self.places.keys() - {"inputs", "outputs", *taken.beside, *NAMES}
         assert not unknown, f"a kernel takes {unknown}, which nobody knows"
         self.beside = [(self.places[name], make) for name, make in taken.beside.items() if make is not None]
+        self.needs_workspace = needs_workspace(plan, moments)
         self.launches: dict[tuple[bool, ...], Launch] = {}  # by alignment; () where everything is aligned
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Compute the op for arguments of the layouts that this was made for."""
-        results = self.results.allocate(args)
-        workspace = workspace_of(self.plan, results[0], self.moments)
-        taken = self.taken
+        results, taken = self.results.allocate(args), self.taken
+        workspace = workspace_of(self.plan, results[0], self.moments) if self.needs_workspace else {}
         pointers = [args[i].data_ptr() for i in taken.pointers]
         written = [results[i].data_ptr() for i in self.written]
-        rooms = {name: x.data_ptr() for name, x in workspace.items()}
-        alignment = alignment_of((*pointers, *written, *rooms.values()))
+        rooms = [x.data_ptr() for x in workspace.values()]
+        alignment = alignment_of((*pointers, *written, *rooms))
         launch = self.launches.get(alignment)
         if launch is None or is_watched(self.kernel):
             launch = self.slowly(args, results, workspace)
@@ -66,15 +67,17 @@ class Call:
                 self.launches[alignment] = launch
             return results
         fills = [filled(args[i], self.results.device) for i in taken.filled]  # they live until the kernel is launched
-        values = [*pointers, *[x.data_ptr() for x in fills], *[float(args[i]) for i in taken.numbers], None]
+        values = (*pointers, *[x.data_ptr() for x in fills], *[value_of(args[i]) for i in taken.numbers], None)
         arguments, places = self.template.copy(), self.places
         arguments[places["inputs"]] = taken.inputs(values)
-        if self.moments:
-            arguments[places["moments"]] = (rooms.pop("partials"), written.pop(), rooms.pop("counter"))
+        if workspace:
+            by_name = dict(zip(workspace, rooms, strict=True))
+            if self.moments:
+                arguments[places["moments"]] = (by_name.pop("partials"), written.pop(), by_name.pop("counter"))
+            for name, room in by_name.items():
+                arguments[places[name]] = room
         arguments[places["outputs"]] = tuple(written)
         for place, make in self.beside:
             arguments[place] = make(values)
-        for name, room in rooms.items():
-            arguments[places[name]] = room
         launch_on(self.results.device, launch, arguments)
         return results

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _MOST_KEPT = 256  # a discount that is annealed has ever new values
 _kept: dict[float, Tensor] = {}
+_values: dict[int, tuple[Tensor, float]] = {}  # by the identities of the tensors that are kept
 
 
 def number(x: float) -> Tensor:
@@ -17,6 +18,14 @@ def number(x: float) -> Tensor:
     if found is None:
         if len(_kept) >= _MOST_KEPT:
             _kept.clear()
+            _values.clear()
         with torch.inference_mode(False):  # autograd saves no inference tensor
             found = _kept[x] = torch.scalar_tensor(x, dtype=torch.float64, device="cpu")
+        _values[id(found)] = found, x
     return found
+
+
+def value_of(x: Tensor) -> float:
+    """``float(x)`` of a 0-dim tensor; what :func:`number` keeps need not be looked at."""
+    found = _values.get(id(x))
+    return float(x) if found is None else found[1]

@@ -17,6 +17,11 @@ MOMENTS = ("partials", "counter")
 _ALIGNED = 16  # partial moments, as in device/moments.py
 
 
+def needs_workspace(plan: Plan, moments: bool) -> bool:
+    """Whether there is anything in the workspace."""
+    return moments or plan.strategy == "split"
+
+
 def workspace_of(plan: Plan, like: Tensor, moments: bool) -> dict[str, Tensor]:
     """By name; empty for most launches.
 
