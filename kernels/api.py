@@ -276,15 +276,15 @@ def gae(
             passes through to what comes before (unless the step is done). A derived next value looks past it, too.
         cu_seqlens: ``[n + 1]`` offsets (int32 or int64, on the data's device) of packed sequences: the data are
             ``[total, *F]`` with ``time_dim=0``, and the last step of every sequence counts as done, but not as terminated.
-            On a GPU the kernel finds the ends itself; elsewhere, and in second derivatives, they are written into ``done``
-            first. Offsets on a GPU are not read back, so wrong ones cannot be reported.
+            A GPU kernel finds the ends itself, a Numba kernel takes each sequence alone; elsewhere, of few long sequences on
+            the CPU, and in second derivatives, the ends are written into ``done`` first. Offsets on a GPU are not read back,
+            so wrong ones cannot be reported.
         moments: also return count, mean and M2 of the advantages that count, from the same pass (:func:`merge_moments`,
             :func:`standardise`). They have no gradient.
 
     Next values are derived in the kernel. Where there are masks the value of the next step that counts is a recurrence of its
     own (a hole of invalid steps may be followed by valid ones). If a gradient is wanted, a compiler or a transform of
-    ``torch.func`` looks on, or the backend has no kernel for it (plain torch; Numba for packed sequences), that one takes a
-    pass over the values in front.
+    ``torch.func`` looks on, or the backend has no kernel for it (plain torch), that one takes a pass over the values in front.
 
     Returns:
         ``(advantage, value_target)`` of shape ``S``, in the promoted dtype; differentiable to every floating input.

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .backend import BackendUnavailable, choose, describe, import_problem, module_of
 from .compose import serves_itself
 from .geometry import TooScattered
+from .packed import is_packed
 from .plan import decide
 from .specs import ALL_SPECS, allocate, by_name, step_results
 from .tables import table_for
@@ -106,7 +107,7 @@ def _explained(call: _Call, multiprocessors: int | None) -> str:
     lanes = outputs[0].numel() // steps
     lines = [
         f"tritonrl::{call.op} on {device}, {lanes} lanes x {steps} steps, {str(outputs[0].dtype).removeprefix('torch.')}",
-        f"  backend: {_backend(call, device)}",
+        f"  backend: {_backend(call, outputs[0])}",
         f"  {_bytes(call, outputs)}",
     ]
     on_gpu = device.type == "cuda" or (device.type == "cpu" and _chosen(device) == "triton")
@@ -122,13 +123,17 @@ def _chosen(device: torch.device) -> str | None:
         return None
 
 
-def _backend(call: _Call, device: torch.device) -> str:
+def _backend(call: _Call, like: Tensor) -> str:
     try:
-        backend = choose(device.type)
+        backend = choose(like.device.type)
     except BackendUnavailable as error:
         return f"none: {error}"
-    composed = not serves_itself(call.op, call.args, module_of(backend))
-    return describe(backend) + (" (composed of several kernels: it has none for this call)" if composed else "")
+    module = module_of(backend)
+    if not serves_itself(call.op, call.args, module):
+        return f"{describe(backend)} (composed of several kernels: it has none for this call)"
+    if is_packed(call.op, call.args) and backend == "numba" and module.is_better_as_one(call.args[-1], like):
+        return f"{describe(backend)} (few long sequences: as one row, behind kernels that mark their ends in done)"
+    return describe(backend)
 
 
 def _touched(x: Tensor) -> int:

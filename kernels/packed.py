@@ -39,10 +39,15 @@ def check_offsets(cu_seqlens: Tensor, shape: torch.Size, time_dim: int, device: 
     if cu_seqlens.device != device:
         raise RuntimeError(f"cu_seqlens is on {cu_seqlens.device}, expected {device}, where the data are")
     if cu_seqlens.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-        _check_values(cu_seqlens, shape[0])
+        check_values(cu_seqlens, shape[0])
 
 
-def _check_values(cu_seqlens: Tensor, total: int) -> None:
+def check_values(cu_seqlens: Tensor, total: int) -> None:
+    """Look at offsets on the CPU.
+
+    Raises:
+        ValueError: if they do not go from 0 to ``total`` without decreasing.
+    """
     if type(cu_seqlens) is not Tensor:  # a fake tensor has no values
         return
     offsets = cu_seqlens.tolist()

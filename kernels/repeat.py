@@ -1,9 +1,9 @@
 """A public call like one before it: what its checks would say is known, and so is how it is served.
 
 The checks look at layouts, dtypes, devices and at what is given at all, never at a number in memory (but for offsets on the
-CPU, and with those no call is repeated). So a call that agrees in all of these with one that went well goes well, and goes the
-same way: to one function of the backend, with the same arguments in the same places. Where that was so and the backend keeps
-such calls (:mod:`.launch` and :mod:`.cpu` do), the next one goes there at once.
+CPU, and with those no call is repeated unless the backend looks at them, too). So a call that agrees in all of these with one
+that went well goes well, and goes the same way: to one function of the backend, with the same arguments in the same places.
+Where that was so and the backend keeps such calls (:mod:`.launch` and :mod:`.cpu` do), the next one goes there at once.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Repeat(NamedTuple):
 
 _MOST_KEPT = 4096
 _never: set[Key] = set()  # calls that go another way than straight to the backend
+# By their hashes, calls that came once: some programs have other layouts every time, and need not pay for what is kept.
+_once: set[int] = set()
 # Calls of the same pattern (everything but the tensors), the latest first: what knows their tensors again, and what serves
 # them. A few only: who has more layouts than these finds them by their keys.
 _recent: dict[Key, list[tuple[Guard, Serve]]] = {}
@@ -71,6 +73,7 @@ _LAYOUTS_PER_PATTERN = 4
 def forget() -> None:
     """Forget how calls were served."""
     _never.clear()
+    _once.clear()
     _recent.clear()
 
 
@@ -104,7 +107,7 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
         if repeated is not None:
             _remember(pattern, tensors, repeated)
             return cast(R, repeated(values))
-        if key is None or key in _never:
+        if key is None or key in _never or _comes_first(key):
             return function(*args, **kwargs)
         return noting(key, backend, values, *args, **kwargs)
 
@@ -117,7 +120,7 @@ def repeatable(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             NOTES.calls = None
         given: dict[str, Any] = dict(zip(order[: len(args)] + tuple(kwargs.keys()), values, strict=True))
-        repeat = _repeat(given, defaults, noted, result)
+        repeat = _repeat(given, defaults, noted, result, getattr(backend, "CHECKS_OFFSETS", False))
         if repeat is None or not backend.keep_repeat(key, repeat):
             if len(_never) >= _MOST_KEPT:
                 _never.clear()
@@ -168,6 +171,16 @@ def _key(pattern: Key, tensors: Sequence[Tensor]) -> Key | None:
     return tuple(key)
 
 
+def _comes_first(key: Key) -> bool:
+    """Whether no call like this has been seen; the next one has."""
+    if hash(key) in _once:
+        return False
+    if len(_once) >= _MOST_KEPT:
+        _once.clear()
+    _once.add(hash(key))
+    return True
+
+
 def _remember(pattern: Key, tensors: Sequence[Tensor], serve: Serve) -> None:
     """Let the next call with tensors like these be known at once."""
     # What knows tensors that want a gradient would know them in a call that records one, too. A tensor given twice is never
@@ -192,9 +205,16 @@ def _is_constant(x: Tensor, given: Any) -> bool:
 
 
 def _repeat(
-    given: Mapping[str, Any], defaults: Mapping[str, float], noted: Sequence[Noted] | None, result: Any
+    given: Mapping[str, Any],
+    defaults: Mapping[str, float],
+    noted: Sequence[Noted] | None,
+    result: Any,
+    checked_again: bool,
 ) -> Repeat | None:
-    """How a call with these arguments was served; ``None`` if not by one call of the backend with the same ones."""
+    """How a call with these arguments was served; ``None`` if not by one call of the backend with the same ones.
+
+    ``checked_again``: by the backend, which looks at offsets itself.
+    """
     if noted is None or len(noted) != 1:
         return None
     (called,) = noted
@@ -203,7 +223,7 @@ def _repeat(
         if not isinstance(x, Tensor):  # an option, or nothing: the same for the same layouts
             places.append(len(names) + len(constants))
             constants.append(x)
-        elif _is_checked(x):
+        elif _is_checked(x) and not checked_again:
             return None
         elif name in given and x is given[name]:
             places.append(names.index(name))

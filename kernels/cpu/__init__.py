@@ -1,13 +1,15 @@
 """Numba kernels for the CPU: one function per op of :mod:`tritonrl.kernels.specs`.
 
 Read in this order: :mod:`.bodies` (what is computed), :mod:`.strategies` and :mod:`.pieces` (in which order),
-:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.served` (one more like it), :mod:`.team` (threads),
-:mod:`.reduce` (moments) and :mod:`.standardise` (what they are for). Below them, :mod:`.blocks`, :mod:`.memory`,
-:mod:`.recur`, :mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are written in.
+:mod:`.geometry` (where it lies), :mod:`.dispatch` (one call), :mod:`.served` (one more like it), :mod:`.sequences`
+(packed), :mod:`.team` (threads), :mod:`.reduce` (moments) and :mod:`.standardise` (what they are for). Below them,
+:mod:`.blocks`, :mod:`.memory`, :mod:`.recur`, :mod:`.masks`, :mod:`.numbers` and :mod:`.simd` are the words that bodies are
+written in.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,12 +21,18 @@ from ..textbook import counted
 from . import backward_bodies, bodies, served
 from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, run
 from .reduce import measure
+from .sequences import compute
+from .sequences import is_better_as_one as is_better_as_one
 from .served import Served, noting
 from .served import repeated as repeated
 from .standardise import standardised as standardised
 
 # The ops whose masks the kernels take themselves (:mod:`tritonrl.kernels.compose`).
 MASKED = frozenset(op for op, spec in ALL_SPECS.items() if spec.optional)
+# The ops whose kernels compute each packed sequence alone.
+PACKED = MASKED
+# They look at the offsets in every call, whoever makes it.
+CHECKS_OFFSETS = True
 # The kernel of derived next values looks past the steps that do not count.
 DERIVES_PAST_MASKS = True
 
@@ -70,35 +78,6 @@ _VTRACE_BACKWARD = Op(
 )
 
 
-gae = Served(_GAE)
-gae_backward = Served(_GAE_BACKWARD)
-td_lambda_return = Served(_TD_LAMBDA_RETURN)
-td_lambda_return_backward = Served(_TD_LAMBDA_RETURN_BACKWARD)
-reward_to_go = Served(_REWARD_TO_GO)
-reward_to_go_backward = Served(_REWARD_TO_GO_BACKWARD)
-vtrace = Served(_VTRACE)
-vtrace_backward = Served(_VTRACE_BACKWARD)
-
-
-@noting
-def gae_extended(*args: Any) -> tuple[Tensor, ...]:
-    """``tritonrl::gae_extended``: next values derived from the values, moments of the advantages, or both."""
-    results = allocate("gae_extended", args)
-    advantage, target, moments = results
-    named = by_name("gae_extended", args)
-    time_dim, valid, skip = named["time_dim"], named["valid"], named["skip"]
-    kernel, arguments = _GAE, [named[name] for name in plain_names("gae")[:-1]]
-    if named["next_value"] is None:
-        kernel = _GAE_DERIVED
-        arguments[2] = _at_every_step(named["bootstrap_value"], advantage.shape, time_dim)
-    if named["terminated"] is None:
-        arguments[4] = named["done"]
-    run(kernel, arguments, (advantage, target), time_dim, () if valid is None and skip is None else (valid, skip))
-    if named["moments"]:
-        measure(advantage, counted(valid, skip), moments)
-    return results
-
-
 def _at_every_step(carry: Tensor | None, shape: Sequence[int], time_dim: int) -> Tensor | None:
     """The carry with a time dimension of stride 0."""
     if carry is None:
@@ -113,6 +92,40 @@ def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int,
     entering = _at_every_step(carry, results[0].shape, time_dim)
     run(_LINEAR_RECURRENCE[reverse], (a, b, entering), results, time_dim)
     return results[0]
+
+
+gae = Served(_GAE, linear_recurrence)
+gae_backward = Served(_GAE_BACKWARD, linear_recurrence)
+td_lambda_return = Served(_TD_LAMBDA_RETURN, linear_recurrence)
+td_lambda_return_backward = Served(_TD_LAMBDA_RETURN_BACKWARD, linear_recurrence)
+reward_to_go = Served(_REWARD_TO_GO, linear_recurrence)
+reward_to_go_backward = Served(_REWARD_TO_GO_BACKWARD, linear_recurrence)
+vtrace = Served(_VTRACE, linear_recurrence)
+vtrace_backward = Served(_VTRACE_BACKWARD, linear_recurrence)
+
+
+@noting
+def gae_extended(*args: Any) -> tuple[Tensor, ...]:
+    """``tritonrl::gae_extended``: next values derived from the values, moments of the advantages, or both."""
+    results = allocate("gae_extended", args)
+    compute("gae_extended", args, results, linear_recurrence, functools.partial(_fill_extended, results[:2]))
+    named = by_name("gae_extended", args)
+    if named["moments"]:
+        measure(results[0], counted(named["valid"], named["skip"]), results[2])
+    return results
+
+
+def _fill_extended(results: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
+    named = by_name("gae_extended", (*args,))
+    time_dim, valid, skip, offsets = (named[name] for name in ("time_dim", "valid", "skip", "cu_seqlens"))
+    kernel, arguments = _GAE, [named[name] for name in plain_names("gae")[:-1]]
+    if named["next_value"] is None:
+        kernel, arguments[2] = _GAE_DERIVED, named["bootstrap_value"]
+        if offsets is None:
+            arguments[2] = _at_every_step(arguments[2], results[0].shape, time_dim)
+    if named["terminated"] is None:
+        arguments[4] = named["done"]
+    run(kernel, arguments, results, time_dim, () if valid is None and skip is None else (valid, skip), offsets)
 
 
 def linear_recurrence_backward(

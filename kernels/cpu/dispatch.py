@@ -83,12 +83,26 @@ def run(
     results: tuple[Tensor, ...],
     time_dim: int,
     masks: Sequence[Tensor | None] = (),
+    offsets: Tensor | None = None,
 ) -> None:
-    """Compute ``op`` into ``results``. ``arguments`` are the op's tensors in schema order, absent ones ``None``; ``masks`` its
-    ``valid`` and, of an op that knows it, ``skip``."""
+    """Compute ``op`` into ``results``.
+
+    Args:
+        op: its kernel family.
+        arguments: its tensors in schema order, absent ones ``None``. Of an operand that says where the recurrence begins there
+            is one step for each sequence, where there are any.
+        results: where to.
+        time_dim: of the results.
+        masks: its ``valid`` and, of an op that knows it, ``skip``.
+        offsets: of sequences packed along time. They must fit (:func:`.packed.check_offsets`): nothing else keeps the kernel
+            within its memory.
+
+    Raises:
+        Unmergeable: for sequences in a layout that only a copy makes fit.
+    """
     if results[0].numel():
-        prepared = prepared_for(op, arguments, results, time_dim, masks)
-        execute(prepared, operands_of(arguments, results, masks))
+        prepared = prepared_for(op, arguments, results, time_dim, masks, offsets)
+        execute(prepared, operands_of(arguments, results, masks), offsets)
 
 
 def operands_of(
@@ -109,12 +123,13 @@ def prepared_for(
     results: tuple[Tensor, ...],
     time_dim: int,
     masks: Sequence[Tensor | None],
+    offsets: Tensor | None = None,
 ) -> Prepared:
     """What a call with such operands needs, made for the first of its kind; there is something to compute."""
-    threads = torch.get_num_threads()
+    threads, sequences = torch.get_num_threads(), 0 if offsets is None else offsets.shape[0] - 1
     # The results need no place in the key: their strides follow from the arguments.
     key: tuple[Any, ...] = (
-        *(op.name, time_dim, threads, results[0].dtype, results[-1].numel()),
+        *(op.name, time_dim, threads, sequences, results[0].dtype, results[-1].numel()),
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in arguments],
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in masks],
     )
@@ -124,20 +139,24 @@ def prepared_for(
             _prepared.clear()
         operands = operands_of(arguments, results, masks)
         masked = len(operands) > len(arguments) + len(results)
-        prepared = _prepared[key] = _prepare(_masked(op) if masked else op, operands, results[0], time_dim, threads)
+        op = _masked(op) if masked else op
+        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads, sequences)
     return prepared
 
 
-def execute(prepared: Prepared, operands: list[Tensor | None]) -> None:
+def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor | None = None) -> None:
     """Run the kernel on these operands, on as many threads as it was prepared for."""
     for k, convert in prepared.conversions:
         x = operands[k]
         operands[k] = None if x is None else convert(x)
     pointers = array("q", [_ZERO if x is None else x.data_ptr() for x in operands])
+    if offsets is not None:
+        offsets = offsets.long().contiguous()
+        pointers.append(offsets.data_ptr())
     plan, chunks, scratch, threads = prepared.plan, prepared.chunks, prepared.scratch, prepared.threads
     where = plan.address, pointers.buffer_info()[0], scratch
     if prepared.again is None:
-        team.run(prepared.kernel, *where, plan.tasks, chunks, threads, (pointers, operands))
+        team.run(prepared.kernel, *where, plan.tasks, chunks, threads, (pointers, operands, offsets))
         return
     marks = np.empty(prepared.marks, dtype=np.uint8)
     pointers.append(marks.ctypes.data)
@@ -146,7 +165,9 @@ def execute(prepared: Prepared, operands: list[Tensor | None]) -> None:
     team.run(prepared.again, *where, plan.tasks, min(plan.tasks, chunks), threads, kept)
 
 
-def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> Prepared:
+def _prepare(
+    op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int, sequences: int
+) -> Prepared:
     conversions: dict[int, Callable[[Tensor], Tensor]] = {}
     tensors = list(operands)
     for k, (x, role) in enumerate(zip(tensors, op.roles, strict=True)):
@@ -157,12 +178,14 @@ def _prepare(op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: 
         conversions[k] = _to(like.dtype)
         tensors[k] = x.to(like.dtype)
     try:
-        plan = _plan(op, tensors, like, time_dim, threads)
+        plan = _plan(op, tensors, like, time_dim, threads, sequences)
     except Unmergeable as problem:
+        if sequences:
+            raise
         for k in problem.operands:
             conversions[k] = _copied_like(like, op.roles[k])
             tensors[k] = conversions[k](_present(tensors[k]))
-        plan = _plan(op, tensors, like, time_dim, threads)
+        plan = _plan(op, tensors, like, time_dim, threads, 0)
     made = op.name, op.body, like.dtype, plan.width, plan.group
     function, again = kernels_of_pieces(*made) if plan.pieces > 1 else (kernel(*made), None)
     most = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
@@ -196,19 +219,26 @@ def _copied_like(like: Tensor, role: str) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.empty_like(layout, device="cpu").copy_(x)
 
 
-def _plan(op: Op, tensors: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int) -> Plan:
+def _plan(op: Op, tensors: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int, sequences: int) -> Plan:
     nothing = (0,) * like.dim()
     operands = []
-    for x, role in zip(tensors, op.roles, strict=True):
+    for k, (x, role) in enumerate(zip(tensors, op.roles, strict=True)):
         if x is None:
             operands.append(Operand(nothing, like.itemsize, ONE))
+        elif sequences and k == op.body.initial:
+            each_alone = list(like.shape)
+            each_alone[time_dim] = sequences
+            strides = [stride * x.itemsize for stride in x.expand(each_alone).stride()]
+            each, strides[time_dim] = strides[time_dim], 0
+            operands.append(Operand(tuple(strides), x.itemsize, each=each))
         elif role == WANTED and x.numel() == 0:
             operands.append(Operand(nothing, like.itemsize, ABSENT))
         else:
             is_double = role == DISCOUNT and x.dtype is not like.dtype
-            strides = tuple(stride * x.itemsize for stride in x.expand(like.shape).stride())
-            operands.append(Operand(strides, x.itemsize, ONE_DOUBLE if is_double else None))
+            full = x if x.shape == like.shape else x.expand(like.shape)
+            own = tuple([stride * x.itemsize for stride in full.stride()])
+            operands.append(Operand(own, x.itemsize, ONE_DOUBLE if is_double else None))
     # Only as many parts as there are threads: strips are better long than many.
     parts = min(threads, like.numel() // STEPS_PER_CHUNK)
     itemsize = accumulate_dtype(like.dtype).itemsize
-    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), itemsize, parts)
+    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), itemsize, parts, sequences)

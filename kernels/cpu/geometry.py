@@ -25,11 +25,12 @@ CONTIGUOUS, ONE, ONE_DOUBLE, GATHERED, ABSENT = range(5)
 
 # The plan of a kernel, in 64-bit words. STEPS: of time. INNER: rows in the innermost dimension of rows, or lanes to be
 # cut into strips of STRIP. SPLIT: lanes in the inner of the two lane dimensions of a block. GAP: from carry to carry in
-# scratch memory. PIECES: that time is cut into, of PIECE steps with MARKS, EVERY so many steps. Then tables with one word
-# per operand: kind, time stride, lane stride, outer lane stride, stride of the INNER rows. Then OUTER_DIMENSIONS times
-# a size and one stride per operand, the innermost first. All strides in bytes.
-STEPS, INNER, STRIP, SPLIT, GAP, PIECES, PIECE, EVERY, MARKS, OUTER_DIMENSIONS = range(10)
-HEADER, TABLES = 10, 5
+# scratch memory. PIECES: that time is cut into, of PIECE steps with MARKS, EVERY so many steps. SEQUENCES: that are packed
+# along time, or 0. Then tables with one word per operand: kind, time stride, lane stride, outer lane stride, stride of the
+# INNER rows, and from sequence to sequence (of what has one step for each). Then OUTER_DIMENSIONS times a size and one stride
+# per operand, the innermost first. All strides in bytes.
+STEPS, INNER, STRIP, SPLIT, GAP, PIECES, PIECE, EVERY, MARKS, SEQUENCES, OUTER_DIMENSIONS = range(11)
+HEADER, TABLES = 11, 6
 
 REGISTER_BYTES = 64
 # The strip's carries should stay in the second-level cache, and a row of it should be long enough for the prefetcher.
@@ -42,11 +43,13 @@ MIN_SHARED_STRIP_BYTES = 2 * 1024
 
 
 class Operand(NamedTuple):
-    """Strides in bytes, one per dimension of the full shape, 0 where broadcast; ``kind`` where it is given."""
+    """Strides in bytes, one per dimension of the full shape, 0 where broadcast; ``kind`` where it is given; the stride from
+    sequence to sequence where it has one step for each."""
 
     strides: tuple[int, ...]
     itemsize: int
     kind: int | None = None
+    each: int = 0
 
 
 class Dimension(NamedTuple):
@@ -100,10 +103,17 @@ def merged(dimensions: Sequence[Dimension]) -> list[Dimension]:
 
 
 def make_plan(
-    shape: Sequence[int], time_dim: int, operands: Sequence[Operand], result: int, itemsize: int, parts: int = 1
+    shape: Sequence[int],
+    time_dim: int,
+    operands: Sequence[Operand],
+    result: int,
+    itemsize: int,
+    parts: int = 1,
+    sequences: int = 0,
 ) -> Plan:
     """The plan for these operands. ``result``: which of them is laid out as all results are. ``itemsize``: of a number in a
     register. ``parts``: how many tasks or pieces there should be at least, if the data are enough, for as many threads.
+    ``sequences``: how many are packed along time; then a row or strip of one sequence is a task, and time is not cut.
 
     Raises:
         Unmergeable: if the lanes inside a time step make more than two dimensions and too few lanes.
@@ -121,13 +131,13 @@ def make_plan(
     packed, rest = _innermost(inside, full)
     count = math.prod(d.size for d in packed)
     if count >= full:
-        return _strips(time, packed, outside + rest, operands, full, itemsize, parts)
+        return _strips(time, packed, outside + rest, operands, full, itemsize, parts, sequences)
     if rest:
         raise Unmergeable(_culprits(inside))
     width = full // count * count
     while count == 1 and width > 4 and width > time.size:
         width //= 2
-    return _rows(time, packed, outside, operands, width, count, itemsize, parts)
+    return _rows(time, packed, outside, operands, width, count, itemsize, parts, sequences)
 
 
 def _innermost(inside: list[Dimension], full: int) -> tuple[list[Dimension], list[Dimension]]:
@@ -169,18 +179,20 @@ def _kinds(
 def _words(
     time: Dimension,
     packed: list[Dimension],
+    operands: Sequence[Operand],
     kinds: tuple[int, ...],
     inner: Dimension,
     strip: int,
     outer: list[Dimension],
     gap: int,
     cut: Cut,
+    sequences: int,
 ) -> np.ndarray:
     nothing = (0,) * len(kinds)
     lane = packed[-1] if packed else Dimension(1, nothing)
     outer_lane = packed[0] if len(packed) > 1 else Dimension(1, nothing)
-    words = [time.size, inner.size, strip, lane.size, gap, cut.pieces, cut.piece, cut.every, cut.marks, len(outer)]
-    words += [*kinds, *time.strides, *lane.strides, *outer_lane.strides, *inner.strides]
+    words = [time.size, inner.size, strip, lane.size, gap, *cut, sequences, len(outer)]
+    words += [*kinds, *time.strides, *lane.strides, *outer_lane.strides, *inner.strides, *(x.each for x in operands)]
     for d in reversed(outer):
         words += [d.size, *d.strides]
     return np.array(words, dtype=np.int64)
@@ -195,11 +207,13 @@ def _rows(
     group: int,
     itemsize: int,
     parts: int,
+    sequences: int,
 ) -> Plan:
     *outer, inner = outside or [Dimension(1, (0,) * len(operands))]
-    tasks, gap = math.prod(d.size for d in outside), group * itemsize
-    cut = cut_time(time.size, tasks, parts, width // group)
-    words = _words(time, packed, _kinds(operands, time, packed, group, False), inner, 0, outer, gap, cut)
+    tasks, gap = math.prod(d.size for d in outside) * max(1, sequences), group * itemsize
+    cut = cut_time(time.size, tasks, 1 if sequences else parts, width // group)
+    kinds = _kinds(operands, time, packed, group, False)
+    words = _words(time, packed, operands, kinds, inner, 0, outer, gap, cut, sequences)
     return Plan(width, group, tasks, gap if cut.pieces > 1 else 0, words, words.ctypes.data, cut.pieces, cut.marks)
 
 
@@ -211,14 +225,16 @@ def _strips(
     width: int,
     itemsize: int,
     parts: int,
+    sequences: int,
 ) -> Plan:
-    total, others = math.prod(d.size for d in packed), math.prod(d.size for d in outer)
+    total, others = math.prod(d.size for d in packed), math.prod(d.size for d in outer) * max(1, sequences)
     share = max(-(-total // max(1, -(-parts // others))), MIN_SHARED_STRIP_BYTES // itemsize)
     strip = strip_size(total, width, min(MAX_STRIP_BYTES // itemsize, share))
     inner = Dimension(total, (0,) * len(operands))
     tasks, gap = others * -(-total // strip), strip * itemsize
-    cut = cut_time(time.size, tasks, parts, 1)
-    words = _words(time, packed, _kinds(operands, time, packed, width, True), inner, strip, outer, gap, cut)
+    cut = cut_time(time.size, tasks, 1 if sequences else parts, 1)
+    kinds = _kinds(operands, time, packed, width, True)
+    words = _words(time, packed, operands, kinds, inner, strip, outer, gap, cut, sequences)
     return Plan(width, 0, tasks, gap, words, words.ctypes.data, cut.pieces, cut.marks)
 
 

@@ -19,6 +19,7 @@ from ..results import Results
 from ..specs import ALL_SPECS, allocate, plain_names
 from . import dispatch
 from .dispatch import Op, Prepared, execute, operands_of, prepared_for
+from .sequences import compute, offsets_of
 
 _MOST_KEPT = 4096
 _repeats: dict[Key, Serve] = {}
@@ -50,10 +51,10 @@ def noting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Served:
-    """The backend function of an op: its tensors stand in front of its schema, its masks behind it."""
+    """The backend function of an op: its tensors stand in front of its schema, its masks and offsets behind it."""
 
-    def __init__(self, kernel: Op) -> None:
-        self.kernel, self.op = kernel, kernel.name
+    def __init__(self, kernel: Op, recurrence: Callable[..., Tensor]) -> None:
+        self.kernel, self.op, self.recurrence = kernel, kernel.name, recurrence
         names = plain_names(self.op)
         self.tensors, plain = names.index("time_dim"), len(names)
         self.masks = slice(plain, plain + len(set(ALL_SPECS[self.op].optional) & {"valid", "skip"}))
@@ -63,7 +64,12 @@ class Served:
     def __call__(self, *args: Any) -> Any:
         """The results for these arguments, in schema order."""
         results = allocate(self.op, args)
-        dispatch.run(self.kernel, self._arguments(args), results, args[self.tensors], args[self.masks])
+
+        def fill(args: tuple[Any, ...]) -> None:
+            given = self._arguments(args), results, args[self.tensors], args[self.masks]
+            dispatch.run(self.kernel, *given, offsets_of(self.op, args))
+
+        compute(self.op, args, results, self.recurrence, fill)
         note(self.op, args, results)
         return results if len(results) > 1 else results[0]
 
@@ -91,7 +97,8 @@ def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
     """Keep how a public call is repeated, which ``function`` of this backend served. Returns whether that can be."""
     if len(_repeats) >= _MOST_KEPT:
         _repeats.clear()
-    if isinstance(function, Served) and repeat.noted.results[0].numel():
+    op, args, results = repeat.noted
+    if isinstance(function, Served) and results[0].numel() and offsets_of(op, args) is None:
         _repeats[key] = _by_kernel(function, repeat)
     else:
         _repeats[key] = _by_function(function, repeat)

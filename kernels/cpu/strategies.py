@@ -7,7 +7,8 @@ A kernel is made from a *body* (one block of one recurrence, see :mod:`.bodies`)
 - :func:`strips`: many lanes are contiguous. A task is a strip of lanes. Registers lie across lanes, time is walked step
   by step.
 
-Where there are fewer tasks than threads, :mod:`.pieces` cuts time as well.
+Of packed sequences each is a row or strip of its own, from one offset to the next; the address of the offsets stands behind
+the pointers of the operands. Where there are fewer tasks than threads, :mod:`.pieces` cuts time as well.
 
 A kernel gets the address of a plan (sizes and strides, :mod:`.geometry`), the address of one pointer per operand, the
 address of scratch memory, and the range of tasks to do. It allocates nothing and cannot fail.
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .blocks import Block, block_constant, zeros
-from .geometry import GAP, HEADER, INNER, OUTER_DIMENSIONS, SPLIT, STEPS, STRIP, TABLES
+from .geometry import GAP, HEADER, INNER, OUTER_DIMENSIONS, SEQUENCES, SPLIT, STEPS, STRIP, TABLES
 from .masks import UNMASKED, Masks, masked_by
 from .memory import advance, load_carries, load_words, read, store_carries
 from .numbers import Number
@@ -147,35 +148,50 @@ def _inner_strides(operands: int) -> Callable[..., Any]:
 
     @inlined
     def inner_strides(plan: int) -> Any:
-        return load_words(plan + 8 * (HEADER + (TABLES - 1) * operands), operands)
+        return load_words(plan + 8 * (HEADER + (TABLES - 2) * operands), operands)
 
     return inner_strides
+
+
+def _sequence(operands: int) -> Callable[..., Any]:
+    """Where a sequence begins whose row or strip, with all sequences in it, begins at ``start``, and how many steps it has."""
+
+    @inlined
+    def sequence(plan: int, pointers: int, start: Any, times: Any, i: int) -> Any:
+        first, behind = load_words(load_words(pointers + 8 * operands, 1)[0] + 8 * i, 2)
+        each = load_words(plan + 8 * (HEADER + (TABLES - 1) * operands), operands)
+        return advance(advance(start, times, first), each, i), behind - first
+
+    return sequence
 
 
 def rows(body: Body, number: Number, width: int, group: int) -> Kernel:
     """The kernel of ``body`` for data in which ``group`` lanes and then time are contiguous. A task is one row."""
     reverse, n = body.reverse, body.operands
-    layout_at, origin, inner_strides_at, first_carries = (
-        layout_of(n),
-        _origin(n),
-        _inner_strides(n),
-        _first_carries(body),
-    )
+    layout_at, origin, inner_strides_at, sequence_at = layout_of(n), _origin(n), _inner_strides(n), _sequence(n)
+    first_carries = _first_carries(body)
     some_steps = _some_steps(body, number, width, group)
     step = block_constant(Block(number, group, group, False, reverse))
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
         layout, steps, inner_size = layout_at(plan), word(plan, STEPS), word(plan, INNER)
-        inner_strides = inner_strides_at(plan)
+        inner_strides, sequences = inner_strides_at(plan), word(plan, SEQUENCES)
         # Backwards through memory as a whole, not only within rows: the processor prefetches one direction at a time.
         task, onwards = (end - 1, -1) if reverse else (begin, 1)
+        row = task // max(1, sequences)
         # Counted on, not divided for each row: short rows are soon done.
-        outer, inner = task // inner_size, task % inner_size
+        outer, inner, i = row // inner_size, row % inner_size, task % max(1, sequences)
         bases = origin(plan, pointers, outer)
         for _ in range(begin, end):
             start = advance(bases, inner_strides, inner)
+            if sequences:
+                start, steps = sequence_at(plan, pointers, start, layout[1], i)
             carries = first_carries((start, *layout, 0, False, False, step()))
             some_steps(start, layout, steps, 0, steps, carries)
+            i += onwards
+            if 0 <= i < sequences:
+                continue
+            i = sequences - 1 if reverse else 0
             inner += onwards
             if inner < 0 or inner == inner_size:
                 inner = inner_size - 1 if reverse else 0
@@ -272,12 +288,16 @@ def strip_walk(body: Body, number: Number, width: int) -> Walk:
 
 def strips(body: Body, number: Number, width: int) -> Kernel:
     """The kernel of ``body`` for data of which at least ``width`` lanes are contiguous. A task is a strip of lanes."""
-    layout_at, (locate, enter, go, _) = layout_of(body.operands), strip_walk(body, number, width)
+    layout_at, sequence_at = layout_of(body.operands), _sequence(body.operands)
+    locate, enter, go, _ = strip_walk(body, number, width)
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
-        layout, steps, gap = layout_at(plan), word(plan, STEPS), word(plan, GAP)
+        layout, steps, gap, sequences = layout_at(plan), word(plan, STEPS), word(plan, GAP), word(plan, SEQUENCES)
         for task in range(begin, end):
-            lane = locate(plan, pointers, task)
+            start, first_lane, lanes = locate(plan, pointers, task // max(1, sequences))
+            if sequences:
+                start, steps = sequence_at(plan, pointers, start, layout[1], task % sequences)
+            lane = start, first_lane, lanes
             enter(lane, layout, scratch, gap)
             go(lane, layout, steps, 0, steps, scratch, gap)
 

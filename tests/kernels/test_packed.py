@@ -214,12 +214,17 @@ def test_what_runs_is_told() -> None:
     for name in DATA["gae"]:
         args[name] = args[name].float()
     text = kernels.explain("gae", **args)
-    assert "tritonrl::gae on cpu" in text and "composed of several kernels" in text and "bytes: 22 a step" in text
+    assert "tritonrl::gae on cpu" in text and "bytes: 22 a step" in text
+    assert "several kernels" not in text and "as one row" not in text
+    long = {n: x.repeat(100) if isinstance(x, Tensor) and x.dim() and len(x) == 4096 else x for n, x in args.items()}
+    text = kernels.explain("gae", **(long | {"cu_seqlens": torch.tensor([0, 409_600])}))
+    assert "as one row" in text
     args |= {"next_value": None, "bootstrap_value": torch.zeros(1)}
     with kernels.use_backend("torch"):
         text = kernels.explain(
             "gae", **args, **({"multiprocessors": 132} if importlib.util.find_spec("triton") else {})
         )
+    assert "composed of several kernels" in text
     assert "tritonrl::gae_extended on cpu" in text and text.count("tritonrl::") == 1 and "bytes: 18 a step" in text
     assert importlib.util.find_spec("triton") is None or "triton, strategy" in text
 

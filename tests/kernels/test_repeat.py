@@ -19,9 +19,14 @@ from tritonrl.objectives.value import functional
 T, N = 37, 21
 
 
+COMES_FIRST = repeat._comes_first
+
+
 @pytest.fixture(autouse=True)
-def _nothing_kept() -> Iterator[None]:
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if every call had come once before: then it is kept."""
     served.forget()
+    monkeypatch.setattr(repeat, "_comes_first", lambda key: False)
     yield
     served.forget()
 
@@ -320,3 +325,15 @@ def test_a_tensor_that_is_given_twice_is_served_like_two(monkeypatch: pytest.Mon
         advantage, _ = kernels.gae(value, value, value, done, done, gamma=0.9, lmbda=0.8)
         assert torch.equal(advantage, expected)
     assert not asked, "a guard was made that knows nothing again"
+
+
+def test_of_calls_that_come_once_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeat, "_comes_first", COMES_FIRST)
+    monkeypatch.setattr(repeat, "_MOST_KEPT", 5)
+    for steps in range(1, 20):
+        reward = torch.ones(steps)
+        kernels.reward_to_go(reward, reward.bool(), gamma=0.9, time_dim=-1)
+    assert not served._repeats and len(repeat._once) <= 5
+    for kept in (0, 0, 1):
+        assert len(served._repeats) == kept
+        kernels.reward_to_go(torch.ones(50), torch.zeros(50, dtype=torch.bool), gamma=0.9, time_dim=-1)
