@@ -36,31 +36,36 @@ def _guard_of(tensors: Sequence[Tensor]) -> Guard:
 def can_be_asked() -> bool:
     """Whether this PyTorch can be asked and gives the right answers."""
     try:
-        like = torch.zeros(3, 4)
-        guard = _guard_of([like, like[0]])
-        same = guard(torch.ones(3, 4), torch.ones(4))
-        return same is True and not any(guard(x, like[0]) or guard(x, x) for x in _others())
+        with torch.inference_mode(False):  # whatever the mode of the call that wants to know
+            like, alike = _zeros(3, 4), _zeros(3, 4)
+            guard = _guard_of([like, like[0]])
+            same = guard(alike, alike[0])
+            return same is True and not any(guard(x, like[0]) or guard(x, x) for x in _others())
     except Exception:  # whatever another version raises
         return False
+
+
+def _zeros(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _others() -> list[Tensor]:
     """Tensors that a kernel for a ``[3, 4]`` tensor in float32 on the CPU must not get, or not without being looked at."""
     with torch.inference_mode():
-        inference = torch.zeros(3, 4)
+        inference = _zeros(3, 4)
     return [
-        torch.zeros(4, 3),
-        torch.zeros(1, 4),
-        torch.zeros(3, 4, 1),
-        torch.zeros(4, 3).mT,
-        torch.zeros(6, 4)[::2],
-        torch.zeros(1, 4).expand(3, 4),
-        torch.zeros(3, 4, dtype=torch.float64),
-        torch.zeros(3, 4, dtype=torch.int32),
-        torch.zeros(3, 4, device="meta"),
-        torch.zeros(3, 4, requires_grad=True),
-        torch.zeros(3, 4, dtype=torch.complex64).conj().imag,  # negated
-        torch.zeros(3, 4).to_sparse(),
-        torch.nn.Parameter(torch.zeros(3, 4), requires_grad=False),
+        _zeros(4, 3),
+        _zeros(1, 4),
+        _zeros(3, 4, 1),
+        _zeros(4, 3).mT,
+        _zeros(6, 4)[::2],
+        _zeros(1, 4).expand(3, 4),
+        _zeros(3, 4, dtype=torch.float64),
+        _zeros(3, 4, dtype=torch.int32),
+        _zeros(3, 4, device="meta"),
+        _zeros(3, 4).requires_grad_(),
+        _zeros(3, 4, dtype=torch.complex64).conj().imag,  # negated
+        _zeros(3, 4).to_sparse(),
+        torch.nn.Parameter(_zeros(3, 4), requires_grad=False),
         inference,
     ]

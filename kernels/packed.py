@@ -38,7 +38,8 @@ def check_offsets(cu_seqlens: Tensor, shape: torch.Size, time_dim: int, device: 
         raise RuntimeError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected [n + 1]")
     if cu_seqlens.device != device:
         raise RuntimeError(f"cu_seqlens is on {cu_seqlens.device}, expected {device}, where the data are")
-    if cu_seqlens.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    has_values = cu_seqlens.is_cpu and type(cu_seqlens) is Tensor  # a fake tensor has none
+    if has_values and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
         check_values(cu_seqlens, shape[0])
 
 
@@ -48,10 +49,8 @@ def check_values(cu_seqlens: Tensor, total: int) -> None:
     Raises:
         ValueError: if they do not go from 0 to ``total`` without decreasing.
     """
-    if type(cu_seqlens) is not Tensor:  # a fake tensor has no values
-        return
     offsets = cu_seqlens.tolist()
-    if offsets[0] != 0 or offsets[-1] != total or any(j < i for i, j in itertools.pairwise(offsets)):
+    if not offsets or offsets[0] != 0 or offsets[-1] != total or any(j < i for i, j in itertools.pairwise(offsets)):
         shown = f"{offsets[:8]}{'...' if len(offsets) > 8 else ''}"
         raise ValueError(f"cu_seqlens must go from 0 to {total} and never decrease, got {shown}")
 

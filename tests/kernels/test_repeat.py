@@ -265,6 +265,17 @@ def test_without_guards_the_layouts_are_looked_up(monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(x, found[0]) for x in found)
 
 
+def test_whether_guards_can_be_asked_does_not_depend_on_the_mode_of_the_first_call() -> None:
+    dtype = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        for mode in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
+            with mode:
+                assert guards.can_be_asked.__wrapped__()
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 @pytest.mark.parametrize("wrong", [lambda *tensors: True, lambda *tensors: False])
 def test_guards_that_cannot_tell_tensors_apart_are_not_asked(
     wrong: Callable[..., bool], monkeypatch: pytest.MonkeyPatch

@@ -141,14 +141,25 @@ def test_few_long_sequences_are_cut_into_pieces_that_threads_share(count: int, m
         torch.testing.assert_close(found[begin:end], expected)
 
 
-@pytest.mark.parametrize("wrong", [[0, 600], [1, TOTAL], [0, 30, 20, TOTAL], [0, TOTAL + 1], [-4, TOTAL], [0]], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [[0, 600], [1, TOTAL], [0, 30, 20, TOTAL], [0, TOTAL + 1], [-4, TOTAL], [0], []], ids=str
+)
 def test_offsets_that_do_not_fit_lead_no_kernel_astray_whoever_calls(wrong: list[int]) -> None:
     x, number = draw(()), torch.tensor(0.9, dtype=torch.float64)
     data = [x[n] for n in ("reward", "value", "next_value", "done")]
     with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 552 and never decrease"):
-        torch.ops.tritonrl.gae(*data, None, number, number, -1, None, None, torch.tensor(wrong))
+        torch.ops.tritonrl.gae(*data, None, number, number, -1, None, None, torch.tensor(wrong, dtype=torch.int64))
     with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 552 and never decrease"):
-        torch.ops.tritonrl.gae_extended(*data, None, number, number, -1, True, None, None, None, torch.tensor(wrong))
+        torch.ops.tritonrl.gae_extended(
+            *data, None, number, number, -1, True, None, None, None, torch.tensor(wrong, dtype=torch.int64)
+        )
+
+
+def test_offsets_of_another_type_of_tensor_are_looked_at_too() -> None:
+    x = draw(())
+    wrong = torch.nn.Parameter(OFFSETS + 1, requires_grad=False)
+    with pytest.raises(ValueError, match="cu_seqlens must go from 0 to 552"):
+        kernels.reward_to_go(x["reward"], x["done"], gamma=0.9, time_dim=0, cu_seqlens=wrong)
 
 
 def test_a_compiled_graph_refuses_offsets_that_do_not_fit_when_it_runs() -> None:
