@@ -44,7 +44,7 @@ tensors); by the first batch of another size; by two more. A dash: there is noth
 an error.
 
 These counts do not depend on the machine. `tests/objectives/compile/` counts ours again in every run of the test suite and
-compares.
+compares, but for the last two columns of losses whose own tests give batches of other sizes.
 """
 
 TIMED = """## Time
