@@ -116,7 +116,7 @@ def gae_extended(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _fill_extended(results: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
-    named = by_name("gae_extended", (*args,))
+    named = by_name("gae_extended", args)
     time_dim, valid, skip, offsets = (named[name] for name in ("time_dim", "valid", "skip", "cu_seqlens"))
     kernel, arguments = _GAE, [named[name] for name in plain_names("gae")[:-1]]
     if named["next_value"] is None:
