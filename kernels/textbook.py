@@ -26,8 +26,9 @@ from .dtypes import accumulate_dtype, result_dtype
 
 
 def _full(shape: torch.Size, dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """Broadcast to ``shape`` and raise floats to ``dtype``; flags stay flags."""
-    return [(x if x.dtype is torch.bool else x.to(dtype)).expand(shape) for x in tensors]
+    """Broadcast to ``shape`` and raise floats to ``dtype``; flags stay flags. Numbers go where the data are."""
+    device = next((x.device for x in tensors if x.dim()), tensors[0].device)
+    return [x.to(device, x.dtype if x.dtype is torch.bool else dtype).expand(shape) for x in tensors]
 
 
 def _broadcast_shape(*tensors: Tensor) -> torch.Size:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tritonrl import kernels
 from tritonrl.kernels import check, torch_backend
+from tritonrl.kernels.compose import serve
 from tritonrl.kernels.specs import SPECS
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -71,3 +72,17 @@ def test_the_arguments_are_in_schema_order_and_hide_nan_behind_terminated() -> N
             assert (args["done"] | ~args["terminated"]).all()
         transposed = check._arguments(op, 37, 5, "cpu", True)
         assert {x.stride() for x in transposed if isinstance(x, Tensor) and x.dim() == 2} == {(1, 5)}
+
+
+@pytest.mark.parametrize("variant", check._variants(), ids=lambda variant: variant.name)
+def test_the_twin_takes_numbers_of_the_host_wherever_the_data_are(variant: check._Variant) -> None:
+    """On a GPU, where discounts given as numbers stay on the host. Meta tensors stand for those of a GPU."""
+
+    def there(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            return x
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+    args = [there(x) for x in check._arguments(variant, 37, 3, "cpu", False)]
+    results = serve(variant.op, args, torch_backend)
+    assert {x.device.type for x in ((results,) if isinstance(results, Tensor) else results)} == {"meta"}
