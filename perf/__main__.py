@@ -1,4 +1,4 @@
-"""The command line: ``python -m perf [run|host|inspect|report|losses|compare]``. ``run`` is what happens when none is named."""
+"""The command line: ``python -m perf [run|tune|host|inspect|report|...]``. ``run`` is what happens when none is named."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 # Command -> its module (with add_arguments) and what it does.
 COMMANDS = {
     "run": (".session", "gate and time the cases (the default)"),
+    "tune": (".tune", "plans of other tables than the default one, timed on a GPU"),
+    "warm": (".warm", "compile for a GPU in many processes, before a run"),
     "host": (".host", "what a call on Triton costs the Python thread; needs no GPU"),
     "inspect": (".inspect", "what the compiler makes of every kernel; needs no GPU"),
     "report": (".report", "the records of all machines -> RESULTS.md and plots"),
