@@ -165,7 +165,8 @@ def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocess
         prepared = preparation.prepare(recurrence, outputs, time_dim, count, name)
         note = f"; the inputs are first copied into one layout, because {error}"
     table = table_for(name)
-    origin = f"measured: {table.measured}" if table.measured else "by the default table, which nobody measured"
+    unknown = "by the default table, with the numbers of an H100: this GPU was not measured"
+    origin = f"measured: {table.measured}" if table.measured else unknown
     where = f"on {name}" if name else f"on a GPU of {count} multiprocessors"
     strategy = f'triton, strategy "{prepared.plan.strategy}", because {decide(*prepared.plan_arguments)[1]}{note}'
     return f"{where}: {strategy}\n  {_blocks(prepared)}; {origin}"
@@ -184,7 +185,8 @@ def _blocks(prepared: Any) -> str:
         tile = f"{_counted(plan.lanes, 'lane')} x {_counted(plan.vectors, 'vector')} of {_counted(plan.vector, 'step')}"
     order = "one after the other" if plan.strategy == "rows" else "one each"
     ahead = ", the next fetched while one is computed" if plan.ahead else ""
-    return f"{programs} of {warps}, tiles of {tile}{access}, {order}{ahead}"
+    limit = f", in {plan.limit} registers a thread" if plan.limit < 128 else ""
+    return f"{programs} of {warps}, tiles of {tile}{access}, {order}{ahead}{limit}"
 
 
 def _counted(n: int, what: str) -> str:

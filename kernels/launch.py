@@ -112,7 +112,7 @@ def compiler_options(plan: Plan) -> dict[str, Any]:
     if plan.strategy == "lanes":
         return {"num_warps": plan.warps}
     # Without a limit of ours the assembler takes one of its own, often 64 registers, and rather spills than uses a few more.
-    return {"num_warps": plan.warps, "maxnreg": 255}
+    return {"num_warps": plan.warps, "maxnreg": plan.limit}
 
 
 def _key(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

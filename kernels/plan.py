@@ -12,6 +12,9 @@ from typing import NamedTuple
 from .geometry import Lanes, Strides
 from .tables import Table, table_for
 
+_REGISTERS = 65_536
+"""Of a multiprocessor, and the most that a program can have."""
+
 
 class Plan(NamedTuple):
     """How a kernel is launched.
@@ -20,7 +23,7 @@ class Plan(NamedTuple):
     ``"lanes"`` (strips of ``lanes`` lanes, ``unroll`` steps in flight) or ``"split"`` (the tiles of rows, all at once).
     ``by_outer``: the strips do not cross the outer index. ``width``: how many neighbouring lanes one access takes where lanes
     are contiguous, and then vectors are ``stacked``: their steps lie apart. Where time is contiguous, an access takes a vector.
-    ``ahead``: in rows, the next tile is fetched before one is computed.
+    ``ahead``: in rows, the next tile is fetched before one is computed. ``limit``: how many registers a thread may have.
     """
 
     strategy: str
@@ -34,6 +37,7 @@ class Plan(NamedTuple):
     width: int = 1
     stacked: bool = False
     ahead: bool = False
+    limit: int = 255
 
 
 def next_power_of_two(n: int) -> int:
@@ -70,6 +74,7 @@ def choose_plan(
     multiprocessors: int,
     streams: int = 7,
     device_name: str | None = None,
+    spare: int = 0,
 ) -> Plan:
     """The plan for one launch.
 
@@ -81,8 +86,9 @@ def choose_plan(
         multiprocessors: of the device.
         streams: how many inputs and outputs there are at each step (7 for GAE); they all stand in registers at once.
         device_name: whose table to decide by; ``None`` for the default.
+        spare: how many registers of a thread the kernel needs beside those for its streams.
     """
-    return decide(sizes, strides, out_strides, widest_item, multiprocessors, streams, device_name)[0]
+    return decide(sizes, strides, out_strides, widest_item, multiprocessors, streams, device_name, spare)[0]
 
 
 def decide(
@@ -93,20 +99,22 @@ def decide(
     multiprocessors: int,
     streams: int = 7,
     device_name: str | None = None,
+    spare: int = 0,
 ) -> tuple[Plan, str]:
     """:func:`choose_plan`, and why, in words."""
     table = table_for(device_name)
-    moved = Moved(widest_item, streams)
+    moved = Moved(widest_item, streams, spare)
     if out_strides[1] <= 1 and (sizes.steps > 1 or sizes.lanes == 1):
         return _along_time(sizes, strides, moved, multiprocessors, table)
     return _along_lanes(sizes, strides, out_strides, moved, multiprocessors, table)
 
 
 class Moved(NamedTuple):
-    """What a step moves: ``streams`` inputs and outputs of ``item`` bytes at most."""
+    """What a step moves: ``streams`` inputs and outputs of ``item`` bytes at most. ``spare``: see :func:`choose_plan`."""
 
     item: int
     streams: int
+    spare: int
 
     @property
     def numbers(self) -> int:
@@ -120,6 +128,13 @@ class Moved(NamedTuple):
         """
         return width * self.numbers <= table.ahead_numbers
 
+    def limit(self, width: int, limits: Sequence[tuple[int, int]]) -> int:
+        """The first of the ``limits`` on registers that a tile of split fits, else all that a thread can have."""
+        if self.item != 4:  # not looked into
+            return 255
+        fitting = (limit for numbers, limit in limits if width * self.numbers + self.spare <= numbers)
+        return next(fitting, 255)
+
     @property
     def loaded(self) -> int:
         """Bytes that are read, roughly: half of the streams. Outputs are not, and flags are small (GAE: 14 of 28)."""
@@ -130,10 +145,12 @@ def _along_time(
     sizes: Lanes, strides: Sequence[Strides], moved: Moved, multiprocessors: int, table: Table
 ) -> tuple[Plan, str]:
     vector = access_width(sizes.steps, strides, moved.item, 1)
-    per_thread = _power_of_two_within(table.registers // (vector * moved.numbers), 1, table.rows_vectors)
-    plan = _rows(sizes, vector, per_thread, multiprocessors, table)
-    chunked = sizes.steps > plan.vector * plan.vectors
-    plan = plan._replace(ahead=chunked and moved.fits_ahead(vector, table))
+    whole = next_power_of_two(ceil_div(sizes.steps, vector))
+    if whole <= _power_of_two_within(table.row_numbers // (vector * moved.numbers), 32, 512):
+        plan = _whole_rows(sizes, vector, whole, multiprocessors, table)
+    else:
+        plan = _walked_rows(sizes, vector, moved, multiprocessors, table)
+    per_thread = _power_of_two_within(table.registers // (vector * moved.numbers), 1, table.split_rows_vectors)
     vectors = 32 * table.split_rows_warps * per_thread
     enough = plan.grid[0] >= table.programs * multiprocessors
     if not enough and sizes.steps >= table.split_tiles * vectors * vector:
@@ -141,7 +158,8 @@ def _along_time(
             f"time is contiguous, and {plan.grid[0]} programs that walk {sizes.steps} steps would leave most of "
             f"{multiprocessors} multiprocessors idle: time is cut into tiles that run all at once"
         )
-        return _split(sizes, Plan("rows", (), 1, table.split_rows_warps, vector, vectors)), why
+        tile = Plan("rows", (), 1, table.split_rows_warps, vector, vectors)
+        return _split(sizes, tile, moved.limit(vector, table.split_rows_limits)), why
     why = "time is contiguous" + ("" if enough else ", and too short to be worth cutting into tiles")
     return plan, why + _packed_rows(plan)
 
@@ -152,8 +170,9 @@ def _along_lanes(
     """Strips where they keep enough bytes in flight; else tiles of lanes x steps, which have more threads to ask for them.
 
     Memory answers after some 700 ns, in which an H100 could have read 2.3 MB (3.35 TB/s), 18 KB on each of its 132
-    multiprocessors: less in flight than that (``table.bytes_in_flight``) means waiting. A strip has ``unroll`` steps of its
-    lanes in flight, so GAE in float32, 14 bytes and at most 8 steps, needs 21 000 lanes; a tile has all of its steps.
+    multiprocessors: less in flight than that means waiting, and as measured it takes twice as much (``table.bytes_in_flight``).
+    A strip has ``unroll`` steps of its lanes in flight, so GAE in float32, 14 bytes and at most 8 steps, needs 42 000 lanes; a
+    tile has all of its steps.
     """
     width = access_width(sizes.inner, strides, moved.item, 2)
     wanted = table.bytes_in_flight * multiprocessors
@@ -179,7 +198,8 @@ def _along_lanes(
     if looped and (few_tiles or (in_flight >= wanted and 4 * programs >= 3 * multiprocessors)):
         return tile._replace(grid=(programs,)), f"{few}: the threads of a tile share its steps too"
     tile = _tile(sizes, width, moved, 1, table, apart)
-    return _split(sizes, tile), f"{few} for {sizes.steps} steps: time is cut into tiles that run all at once"
+    plan = _split(sizes, tile, moved.limit(width, table.split_tile_limits))
+    return plan, f"{few} for {sizes.steps} steps: time is cut into tiles that run all at once"
 
 
 def _packed_rows(plan: Plan) -> str:
@@ -191,17 +211,29 @@ def _power_of_two_within(n: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << max(0, n.bit_length() - 1)))
 
 
-def _rows(sizes: Lanes, vector: int, per_thread: int, multiprocessors: int, table: Table) -> Plan:
-    """``per_thread`` vectors a thread; short rows share a program, as long as there is a program for every processor."""
-    warps = table.rows_warps
-    tile = 32 * warps * per_thread
-    vectors = min(next_power_of_two(ceil_div(sizes.steps, vector)), tile)
-    rows = tile // vectors
+def _whole_rows(sizes: Lanes, vector: int, vectors: int, multiprocessors: int, table: Table) -> Plan:
+    """A row is one tile, with a vector for every thread: nothing is carried, and the programs of a multiprocessor take turns
+    in loading, scanning and storing. Short rows share a program, as long as there is a program for every processor."""
+    rows = max(1, 32 * table.rows_warps // vectors)
     # Not below a vector for every thread of a warp: smaller tiles are laid out badly (255 registers, spills).
-    while rows * vectors > 32 and rows > 1 and ceil_div(sizes.lanes, rows) < table.programs * multiprocessors:
+    while rows * vectors > 32 and rows > 1 and ceil_div(sizes.lanes, rows) < table.rows_programs * multiprocessors:
         rows //= 2
-    warps = max(1, min(warps, rows * vectors // 32))
-    return Plan("rows", (ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors)
+    warps = max(1, rows * vectors // 32)
+    limit = min(255, _REGISTERS // (32 * warps))
+    return Plan("rows", (ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors, limit=limit)
+
+
+def _walked_rows(sizes: Lanes, vector: int, moved: Moved, multiprocessors: int, table: Table) -> Plan:
+    """A row is walked tile by tile, with the next one on its way. The fewer rows, the larger the tiles have to be."""
+    threads = 32 * table.walk_warps
+    most = _power_of_two_within(table.walk_registers // (vector * moved.numbers), 1, table.walk_vectors)
+    at_once = min(ceil_div(sizes.lanes, multiprocessors), table.walk_programs) * threads * vector * moved.loaded
+    per_thread = 1
+    while per_thread < most and per_thread * at_once < table.bytes_in_flight:
+        per_thread *= 2
+    vectors = threads * per_thread
+    ahead = sizes.steps > vector * vectors and moved.fits_ahead(vector, table)
+    return Plan("rows", (sizes.lanes,), 1, table.walk_warps, vector=vector, vectors=vectors, ahead=ahead)
 
 
 def _unroll(sizes: Lanes, width: int, moved: Moved, wanted: int, table: Table) -> int:
@@ -255,7 +287,11 @@ def _tile(sizes: Lanes, width: int, moved: Moved, multiprocessors: int, table: T
     return Plan("rows", (), lanes, warps, vector, vectors, width=width, stacked=True, ahead=ahead)
 
 
-def _split(sizes: Lanes, tile: Plan) -> Plan:
-    """One program for every tile of every block of lanes."""
+def _split(sizes: Lanes, tile: Plan, limit: int) -> Plan:
+    """One program for every tile of every block of lanes.
+
+    What keeps memory busy is how many tiles a multiprocessor has under way, hence the ``limit`` on registers.
+    """
     tiles = ceil_div(sizes.steps, tile.vector * tile.vectors)
-    return tile._replace(strategy="split", ahead=False, grid=(tiles * ceil_div(sizes.lanes, tile.lanes),))
+    grid = (tiles * ceil_div(sizes.lanes, tile.lanes),)
+    return tile._replace(strategy="split", ahead=False, grid=grid, limit=limit)

@@ -100,7 +100,16 @@ def prepare(
         sum(kind in _STEPPED for kind in kinds) + len(outputs) + (2 if recurrence.moments else 0)
     )  # mean and M2 stand in registers too
     steps_strides = [*untapped, *out_strides]
-    considered = (sizes, steps_strides, out_strides[0], widest, multiprocessors, streams, device_name)
+    considered = (
+        sizes,
+        steps_strides,
+        out_strides[0],
+        widest,
+        multiprocessors,
+        streams,
+        device_name,
+        _spare(recurrence),
+    )
     plan = choose_plan(*considered)
     in_strides = iter(merged)
     by_input = [next(in_strides) if kind in _STRIDED else None for kind in kinds]
@@ -177,6 +186,15 @@ def _arguments(
         arguments["blocks"] = ceil_div(sizes.lanes, plan.lanes)
         return arguments, constants | {"LAZY": False}
     return arguments, constants | {"CHUNKED": vectors > plan.vectors, "AHEAD": plan.ahead}
+
+
+def _spare(recurrence: Recurrence) -> int:
+    """Registers beside those of data: of a search for ends of sequences or for what follows a hole, of taps, of masks."""
+    if recurrence.cu_seqlens is not None or recurrence.follows[0] >= 0:
+        return 64
+    taps = not recurrence.reverse or any(tap for _, tap in recurrence.inputs)
+    masked = any(place >= 0 and recurrence.inputs[place][0] is not None for place in recurrence.masks)
+    return 16 * taps + 8 * masked
 
 
 _ONES = (1, 1, 1)

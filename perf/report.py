@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from . import plots
+from . import plans, plots
 from .machine import slug
 from .records import ABSENT, FAILED, LEFT_OUT, TIMED, WRONG, Record, Result, Spread, load
-from .table import duration, ratio, size
+from .table import duration, markdown, ratio, size
 from .targets import Cell, Target, cells, for_record
 
 HERE = Path(__file__).parent
@@ -38,14 +38,6 @@ def _others(record: Record) -> list[str]:
     """The contenders that were timed at least once, ours first."""
     timed = dict.fromkeys(r.contender for r in record.results if r.status == TIMED)
     return [name for name in timed if name != "tritonrl"]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(header) + " |"
-    yield "|" + " --- |" * len(header)
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-    yield ""
 
 
 def _machine(record: Record) -> Iterator[str]:
@@ -95,7 +87,7 @@ def _targets(record: Record) -> Iterator[str]:
     if rows:
         yield "### Targets"
         yield ""
-        yield from _table(("target", "wanted", "", "worst cell"), rows)
+        yield from markdown(("target", "wanted", "", "worst cell"), rows)
 
 
 def _speedup(ours: Result, theirs: Result | None, clock: str) -> float | None:
@@ -118,7 +110,7 @@ def _losses(record: Record, by_name: dict[tuple[str, str], Result]) -> Iterator[
     yield "### Where we are slower"
     yield ""
     if rows:
-        yield from _table(("case", "clock", "faster", "ours", "speed-up"), rows)
+        yield from markdown(("case", "clock", "faster", "ours", "speed-up"), rows)
         return
     compared = any(not name.startswith("tritonrl") for name in _others(record))
     yield "No peer was faster on any case by any clock." if compared else "Not known: no peer was timed."
@@ -151,7 +143,7 @@ def _everything(record: Record, by_name: dict[tuple[str, str], Result]) -> Itera
     header = ("case", "clock", "ours", "bytes", "GB/s", "of clone")
     yield "### Every case"
     yield ""
-    yield from _table((*header, *(name + (" *" if smaller[name] else "") for name in others)), rows)
+    yield from markdown((*header, *(name + (" *" if smaller[name] else "") for name in others)), rows)
     for name in others:
         if smaller[name]:
             yield f"\\* {name} solves a smaller problem: {smaller[name]}."
@@ -203,6 +195,9 @@ def make_report(arguments: argparse.Namespace) -> int:
     for record in sorted(records, key=lambda r: (r.device != "cuda", r.machine["name"])):
         drawn = plots.draw(record, arguments.out / "plots", slug(record.machine))
         lines += report_of(record, [f"plots/{path.name}" for path in drawn])
+    if not arguments.records:
+        for tuned in plans.records():
+            lines += plans.section(tuned)
     target = arguments.out / "RESULTS.md"
     target.write_text("\n".join(lines).rstrip() + "\n")
     print(target)

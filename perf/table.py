@@ -1,8 +1,8 @@
-"""What a run shows on the terminal."""
+"""What a run shows on the terminal, and how figures are written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -32,6 +32,15 @@ def ratio(of: float | None) -> str:
     if of is None:
         return "-"
     return f"{of:.2f}x" if of < 10 else f"{of:.0f}x"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table for a document, line by line."""
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + " --- |" * len(header)
+    for row in rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    yield ""
 
 
 def _rows(result: Result, ours: Result | None) -> Iterable[tuple[str, ...]]:

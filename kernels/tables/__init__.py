@@ -1,19 +1,19 @@
 """Plan tables: the numbers that :mod:`tritonrl.kernels.plan` decides by, one table for each GPU that was measured.
 
-No GPU has been measured yet, so every device gets :mod:`.default`, whose numbers are reasoned from byte counts and from what
-the compiler reports (registers, spills), not timed.
+A GPU that was not measured gets :mod:`.default`.
 
-To add one: measure, write ``kernels/tables/<gpu>.py`` with ``TABLE = Table(device=..., measured=..., ...)`` and add it to
-``MEASURED``. ``device`` is what ``torch.cuda.get_device_name()`` says; ``measured`` says when, with which versions and by
-which command, so that the numbers can be checked.
+To add one: measure (``python -m perf tune``), write ``kernels/tables/<gpu>.py`` with ``TABLE = Table(device=...,
+measured=..., ...)`` and add it to ``MEASURED``. ``device`` is what ``torch.cuda.get_device_name()`` says; ``measured`` says
+when, with which versions and by which command, so that the numbers can be checked.
 """
 
 from __future__ import annotations
 
 from .default import TABLE as DEFAULT
+from .h100 import TABLE as H100
 from .table import Table
 
-MEASURED: tuple[Table, ...] = ()
+MEASURED: tuple[Table, ...] = (H100,)
 
 _BY_DEVICE = {table.device: table for table in MEASURED}
 
@@ -22,7 +22,9 @@ def table_for(device_name: str | None) -> Table:
     """The table of a GPU by its name; the default for one that was not measured, and for ``None``.
 
     Example:
-        >>> table_for("NVIDIA H100 80GB HBM3").device
+        >>> table_for("NVIDIA H100 80GB HBM3").measured[:10]
+        '2026-11-28'
+        >>> table_for("NVIDIA A10G").device
         'default'
     """
     return _BY_DEVICE.get(device_name or "", DEFAULT)

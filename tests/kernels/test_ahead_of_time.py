@@ -219,7 +219,7 @@ def test_the_ends_of_packed_sequences_cost_only_reads_of_the_offsets(
     plain = compile_for(op, list(given.values()), 90)
     given["cu_seqlens"] = torch.empty(1000, dtype=torch.int64)
     packed = compile_for(op, list(given.values()), 90)
-    assert packed.plan == plain.plan
+    assert packed.plan == plain.plan._replace(limit=packed.plan.limit)
     assert (packed.spilled_bytes, packed.stack_bytes) == (0, 0)
     assert 0 < packed.registers <= plain.registers + 48
     offsets = packed.accesses.pop("ld.global.b64")

@@ -48,7 +48,8 @@ def assert_covers(plan: Plan, sizes: Lanes) -> None:
     """Every lane has a program, none is needlessly there, and nothing is larger than the hardware takes."""
     for n in (plan.lanes, plan.vector, plan.vectors, plan.unroll, plan.warps, plan.width):
         assert n == next_power_of_two(n) >= 1
-    assert plan.warps <= 8
+    assert plan.warps <= 16
+    assert 64 <= plan.limit <= 255 and plan.limit * 32 * plan.warps <= 65536
     assert all(n >= 1 for n in plan.grid)
     assert plan.grid[0] < 2**31
     assert len(plan.grid) < 2 or plan.grid[1] <= 65535
@@ -81,7 +82,7 @@ def test_every_tile_has_its_program(multiprocessors: int, item: int, streams: in
 
 
 def test_contiguous_time_is_read_in_vectors_of_steps_and_contiguous_lanes_in_those_of_lanes() -> None:
-    assert rows_plan(4096, 128)[4:] == Plan("rows", (), 8, 4, 4, 32)[4:]
+    assert rows_plan(4096, 128)[4:] == Plan("rows", (), 2, 2, 4, 32)[4:]
     assert lanes_plan(65536, 64).strategy == "lanes"
 
     def along(*tensors: Tensor, time_dim: int = -1) -> tuple[bool, int]:
@@ -124,9 +125,9 @@ def test_the_small_shapes_of_the_targets_ask_for_all_they_need_at_once_or_for_en
 
 
 def test_lanes_go_in_strips_where_these_keep_memory_busy_and_in_tiles_where_they_do_not() -> None:
-    for lanes in (128, 1024, 4096, 8192, 16384):
+    for lanes in (128, 1024, 4096, 8192, 16384, 32768):
         assert lanes_plan(lanes, 64).strategy == "rows"
-    for lanes in (32768, 65536, 2**20):
+    for lanes in (65536, 2**20):
         plan = lanes_plan(lanes, 64)
         assert plan.strategy == "lanes"
         assert in_flight(plan, Lanes(1, 64, lanes)) >= DEFAULT.bytes_in_flight
@@ -150,7 +151,8 @@ def test_what_has_many_streams_is_not_fetched_ahead() -> None:
 
 def test_what_crowds_the_registers_is_not_looped_over_in_tiles() -> None:
     """The gradient of V-trace in 16 bits: 20 streams of 8 lanes a thread. In strips where lanes are half enough, else split."""
-    assert lanes_plan(65536, 128, item=2, streams=20).strategy == "lanes"
+    assert lanes_plan(65536, 128, item=2, streams=20).strategy == "split"
+    assert lanes_plan(131072, 128, item=2, streams=20).strategy == "lanes"
     assert lanes_plan(8192, 1024, item=2, streams=20).strategy == "split"
     assert lanes_plan(8192, 1024, item=2, streams=7).strategy == "rows"
     assert lanes_plan(8192, 16, item=2, streams=20).strategy == "rows"  # a single tile
