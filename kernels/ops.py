@@ -125,7 +125,9 @@ def _sum_to(grad: Tensor | None, like: Tensor, needed: bool) -> Tensor | None:
     """A gradient of the full shape, summed over what the input was broadcast along."""
     if grad is None or not needed:
         return None
-    return grad.sum_to_size(like.shape).to(like.dtype)
+    if grad.shape != like.shape:
+        grad = grad.sum_to_size(like.shape)
+    return grad if grad.dtype is like.dtype else grad.to(like.dtype)
 
 
 def recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, reverse: bool) -> Tensor:
@@ -136,10 +138,10 @@ def recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int, revers
 
 def _backward_of(op: str, args: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
     """Run the backward kernel of ``op``, or its differentiable twin when the gradient itself needs a graph."""
-    if not torch.is_grad_enabled():
-        grads: tuple[Tensor, ...] = getattr(torch.ops.tritonrl, f"{op}_backward")(*args)
-        return grads
     backward = f"{op}_backward"
+    if not torch.is_grad_enabled():
+        grads: tuple[Tensor, ...] = _call_alone(backward, args)
+        return grads
     args = packed.folded(backward, args, recurrence)
     plain, counts = list(args[: len(plain_names(backward))]), None
     if any(x is not None for x in args[len(plain) :]):
@@ -186,7 +188,8 @@ def _linear_recurrence_grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | Non
         twin = gradients.linear_recurrence_backward
         grad_a, grad_b, grad_carry = twin(grad, a, y, carry, ctx.time_dim, ctx.reverse, recurrence)
     else:
-        grad_a, grad_b = torch.ops.tritonrl.linear_recurrence_backward(grad, a, y, carry, ctx.time_dim, ctx.reverse)
+        args = grad, a, y, carry, ctx.time_dim, ctx.reverse
+        grad_a, grad_b = _call_alone("linear_recurrence_backward", args)
         grad_carry = None if carry is None else gradients.carry_gradient(a, grad_b, ctx.time_dim, ctx.reverse)
     needs = ctx.needs_input_grad
     return (
@@ -413,11 +416,26 @@ def _function(op: str) -> type[torch.autograd.Function]:
     return type(op, (torch.autograd.Function,), members)
 
 
+def _recorder(op: str) -> type[torch.autograd.Function]:
+    """The op as an autograd function that goes to the backend straight. What ``torch.library`` makes of the same two parts
+    takes five times as long for the same graph."""
+    (setup, grad), implementation = _GRADS[op], _IMPLEMENTATIONS[op]
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        results = implementation(*args)
+        setup(ctx, args, results)
+        return results
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(grad)}
+    return type(op, (torch.autograd.Function,), members)
+
+
 for _op in ALL_SPECS:
     _register(_op)
 for _op, (_setup, _grad) in _GRADS.items():
     torch.library.register_autograd(f"tritonrl::{_op}", _grad, setup_context=_setup, lib=_library)
 _FUNCTIONS = {op: _function(op) for op in _GRADS}
+_RECORDERS = {op: _recorder(op) for op in _GRADS}
 
 
 def nobody_listens() -> bool:
@@ -431,20 +449,38 @@ def nobody_listens() -> bool:
     )
 
 
-def needs_no_dispatcher(args: tuple[Any, ...]) -> bool:
-    """Whether nobody but the backend has to see this call: no graph is recorded, nobody listens, and every tensor is an
-    ordinary one."""
-    if not nobody_listens():
-        return False
-    recorded = torch.is_grad_enabled()
+def are_ordinary(args: Sequence[Any]) -> bool:
+    """Whether every tensor is one whose memory a backend reads as it is."""
     for x in args:
         if type(x) is Tensor:
             # A negated view does not hold in memory what it says.
-            if x.is_neg() or (recorded and x.requires_grad) or not (x.is_cpu or x.is_cuda):
+            if x.is_neg() or not (x.is_cpu or x.is_cuda):
                 return False
         elif isinstance(x, Tensor):  # a subclass has a dispatch of its own
             return False
     return True
+
+
+def _is_recorded(args: Sequence[Any]) -> bool:
+    """Whether autograd records what is made of these."""
+    if torch.is_grad_enabled():
+        for x in args:
+            if isinstance(x, Tensor) and x.requires_grad:
+                return True
+    return False
+
+
+def needs_no_dispatcher(args: Sequence[Any]) -> bool:
+    """Whether nobody but the backend has to see this call: no graph is recorded, nobody listens, and every tensor is an
+    ordinary one."""
+    return nobody_listens() and are_ordinary(args) and not _is_recorded(args)
+
+
+def _call_alone(op: str, args: tuple[Any, ...]) -> Any:
+    """Call an op of which no graph is recorded, straight where nobody else has to see the call."""
+    if not torch.compiler.is_compiling() and needs_no_dispatcher(args):
+        return _IMPLEMENTATIONS[op](*args)
+    return getattr(torch.ops.tritonrl, op)(*args)
 
 
 def wants_no_derivative(*args: Any) -> bool:
@@ -459,14 +495,14 @@ def call(op: str, *args: Any) -> Any:
     """Call a differentiable op, under ``torch.func`` transforms too (``grad``, ``jacrev``, ``vmap`` in any order).
 
     ``torch.library.register_autograd`` makes functions that ``torch.func`` refuses, so those calls take another door.
-    Where nobody but the backend has to see the call it goes there straight: dispatcher and autograd wrapper cost more
-    than a small rollout.
+    Where nobody but the backend and autograd has to see the call it goes there straight: the dispatcher, and the wrapper for
+    autograd even more, cost more than a small rollout.
     """
     if not torch.compiler.is_compiling():
         if packed.is_packed(op, args) and nobody_listens() and not knows_ends(op, backend_for(args[-1].device)):
             args = packed.folded(op, args, recurrence)  # once, for the backward pass too
         if torch._C._are_functorch_transforms_active():
             return _FUNCTIONS[op].apply(*args)
-        if needs_no_dispatcher(args):
-            return _IMPLEMENTATIONS[op](*args)
+        if nobody_listens() and are_ordinary(args):
+            return _RECORDERS[op].apply(*args) if _is_recorded(args) else _IMPLEMENTATIONS[op](*args)
     return getattr(torch.ops.tritonrl, op)(*args)

@@ -9,6 +9,7 @@ written down by hand, as a file in ``kernels/tables/``.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -178,11 +179,11 @@ def _compile(task: tuple[Case, int]) -> None:
 def _table(table: Table) -> Iterator[None]:
     """Plans are made by this table, whatever the device."""
     table_for = plan.table_for
-    plan.table_for = lambda name: table  # type: ignore[attr-defined]
+    plan.table_for = lambda device_name: table
     try:
         yield
     finally:
-        plan.table_for = table_for  # type: ignore[attr-defined]
+        plan.table_for = table_for
 
 
 @contextmanager
@@ -190,11 +191,11 @@ def _varied(variation: Variation) -> Iterator[None]:
     """Plans are made by a variation of the default table, and kernels compiled with its ``maxnreg``."""
     from tritonrl.kernels import launch
 
-    fields = {name: value for name, value in variation.items() if name != "maxnreg"}
+    fields: dict[str, Any] = {name: value for name, value in variation.items() if name != "maxnreg"}
     options = launch.compiler_options
 
-    def limited(chosen: plan.Plan) -> dict[str, Any]:
-        return options(chosen) | ({"maxnreg": variation["maxnreg"]} if "maxnreg" in variation else {})
+    def limited(plan: plan.Plan) -> dict[str, Any]:
+        return options(plan) | ({"maxnreg": variation["maxnreg"]} if "maxnreg" in variation else {})
 
     launch.compiler_options = limited
     launch.forget()
@@ -254,7 +255,7 @@ def _variants(case: Case, variations: Sequence[Variation]) -> Iterator[Variant]:
         if key in found:
             found[key].changed.append(variation)
         else:
-            found[key] = Variant(*key, [variation], lambda call=call: call(args))
+            found[key] = Variant(*key, [variation], functools.partial(call, args))
             yield found[key]
 
 

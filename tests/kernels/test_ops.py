@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tritonrl import kernels
 from tritonrl.kernels.specs import SPECS
@@ -503,7 +504,26 @@ def _calls_of_the_dispatcher(call: Callable[[], object], monkeypatch: pytest.Mon
 def test_a_plain_call_goes_straight_to_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     reward = torch.ones(3, 5)
     assert _calls_of_the_dispatcher(lambda: _to_go(reward), monkeypatch) == 0
-    assert _calls_of_the_dispatcher(lambda: _to_go(reward.requires_grad_()), monkeypatch) == 1
+    # So does one that autograd records, and its backward pass.
+    reward.requires_grad_()
+    assert _calls_of_the_dispatcher(lambda: _to_go(reward).sum().backward(), monkeypatch) == 0
+    assert torch.equal(reward.grad, torch.tensor([1.0, 1.5, 1.75, 1.875, 1.9375]).expand(3, 5))
+    with CountingMode() as mode:
+        _to_go(reward)
+    assert mode.seen == ["tritonrl::reward_to_go"]
+
+
+class CountingMode(TorchDispatchMode):
+    """Sees our ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "tritonrl":
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_profiler_sees_the_op() -> None:
