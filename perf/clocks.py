@@ -6,6 +6,8 @@ CUDA, all of one and the same call:
 
 - ``call``: wall clock from an idle device to an idle device, one call: what a user waits.
 - ``host``: wall clock until the call returns, nothing waited for: what it costs the Python thread.
+- ``stream``: the same of one call among fifty in a row, as in a program that runs ahead of the device. Where the device is
+  busy for longer than the host, it is the device's time.
 - ``cold``: device time between two events, L2 evicted before. ``warm``: the same without the eviction.
 - ``kernels``: the durations of the call's kernels added up, as the driver's profiler reports them, L2 evicted before. It has
   no launch gaps and no event overhead (a pair of events costs a microsecond or two, see ``event_floor`` in the record), so it
@@ -23,6 +25,7 @@ import torch
 
 Call = Callable[[], object]
 SHORTEST_SAMPLE = 1e-3  # seconds: shorter calls are timed several at a time
+AHEAD = 2_000_000  # cycles, about a millisecond: for the host to enqueue what is timed (a compiled call took 0.3 ms)
 LONGEST_DISTURBED = 2e-2  # seconds: in longer calls it does not show who ran before
 
 
@@ -40,14 +43,21 @@ class Wall:
     while. Calls too long to be disturbed by that go without.
     """
 
-    def __init__(self, call: Call, repeat: int | None = None, wait: bool = False, start_idle: bool = False) -> None:
+    def __init__(
+        self,
+        call: Call,
+        repeat: int | None = None,
+        wait: bool = False,
+        start_idle: bool = False,
+        warm_up: bool = True,
+    ) -> None:
         self.call, self.wait, self.start_idle = call, wait, start_idle
         self.repeat, self.untimed = 1, 0
         lasted = max(self.sample(), 1e-9)
         if lasted < LONGEST_DISTURBED:  # the first call finds caches cold and threads asleep, and says too much
             lasted = max(min(lasted, self.sample(), self.sample()), 1e-9)
         self.repeat = repeat or max(1, min(1000, int(SHORTEST_SAMPLE / lasted)))
-        self.untimed = self.repeat if lasted < LONGEST_DISTURBED else 0
+        self.untimed = self.repeat if warm_up and lasted < LONGEST_DISTURBED else 0
 
     def sample(self) -> float:
         """Seconds per call."""
@@ -78,7 +88,7 @@ class Events:
     def sample(self) -> float:
         """Seconds."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(200_000)  # about 0.1 ms: time for the host to enqueue what follows
+        torch.cuda._sleep(AHEAD)
         if self.cold:
             _evict_l2()
         start.record()
@@ -136,7 +146,7 @@ class Replay:
     def sample(self) -> float:
         """Seconds per replay."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(200_000)
+        torch.cuda._sleep(AHEAD)
         start.record()
         for _ in range(self.repeat):
             self.graph.replay()
@@ -156,13 +166,14 @@ class Kind(NamedTuple):
 _WALL = Kind("call", Wall)
 _CUDA_CALL = Kind("call", lambda call: Wall(call, repeat=1, wait=True, start_idle=True))
 _CUDA_HOST = Kind("host", lambda call: Wall(call, repeat=1, start_idle=True))
+_STREAM = Kind("stream", lambda call: Wall(call, repeat=50, start_idle=True, warm_up=False))
 _COLD = Kind("cold", lambda call: Events(call, cold=True))
 _WARM = Kind("warm", lambda call: Events(call, cold=False))
 _KERNELS = Kind("kernels", Kernels, peers=False)  # starting the profiler takes long
 _REPLAY = Kind("replay", Replay)
 
 _BY_MODE: dict[str, tuple[Kind, ...]] = {
-    "eager": (_COLD, _WARM, _KERNELS, _CUDA_CALL, _CUDA_HOST),
+    "eager": (_COLD, _WARM, _KERNELS, _CUDA_CALL, _CUDA_HOST, _STREAM),
     "compiled": (_COLD, _CUDA_CALL, _CUDA_HOST),
     "graph": (_REPLAY, _KERNELS),
 }

@@ -72,7 +72,11 @@ CASES: tuple[Case, ...] = (
         for layout in ("NT", "TN")
     ),
     *(Case("gae", "classic", 8192, t, layout) for t in (2048, 4096) for layout in ("NT", "TN")),
-    *(Case("gae", "tokens", n, t, layout) for n, t in ((512, 16384), (64, 131072)) for layout in ("NT", "TN")),
+    *(
+        Case("gae", "tokens", n, t, layout)
+        for n, t in ((512, 16384), (4096, 2048), (64, 131072), (128, 131072))
+        for layout in ("NT", "TN")
+    ),
     Case("gae", "tokens", 1, 16 * M),
     *(Case("gae", "classic", 8192, 2048, layout, direction="backward") for layout in ("NT", "TN")),
     *(Case("gae", "simulators", n, 128, layout) for n in (4096, 32768) for layout in ("NT", "TN")),

@@ -173,5 +173,6 @@ def test_a_slow_call_is_sampled_three_times_and_a_fast_one_as_often_as_time_allo
 
 def test_each_mode_has_clocks_on_each_device() -> None:
     assert [kind.name for kind in clocks_for("cpu", "eager")] == ["call"]
-    for mode, expected in (("eager", {"cold", "warm", "call", "host", "kernels"}), ("graph", {"replay", "kernels"})):
+    eager = {"cold", "warm", "call", "host", "stream", "kernels"}
+    for mode, expected in (("eager", eager), ("graph", {"replay", "kernels"})):
         assert {kind.name for kind in clocks_for("cuda", mode)} == expected
