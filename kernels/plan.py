@@ -14,6 +14,7 @@ from .tables import Table, table_for
 
 _REGISTERS = 65_536
 """Of a multiprocessor, and the most that a program can have."""
+_MOST_OF_A_THREAD = 255
 
 
 class Plan(NamedTuple):
@@ -37,7 +38,7 @@ class Plan(NamedTuple):
     width: int = 1
     stacked: bool = False
     ahead: bool = False
-    limit: int = 255
+    limit: int = _MOST_OF_A_THREAD
 
 
 def next_power_of_two(n: int) -> int:
@@ -131,9 +132,9 @@ class Moved(NamedTuple):
     def limit(self, width: int, limits: Sequence[tuple[int, int]]) -> int:
         """The first of the ``limits`` on registers that a tile of split fits, else all that a thread can have."""
         if self.item != 4:  # not looked into
-            return 255
+            return _MOST_OF_A_THREAD
         fitting = (limit for numbers, limit in limits if width * self.numbers + self.spare <= numbers)
-        return next(fitting, 255)
+        return next(fitting, _MOST_OF_A_THREAD)
 
     @property
     def loaded(self) -> int:
@@ -197,8 +198,9 @@ def _along_lanes(
     looped = not crowded or sizes.steps <= tile.vectors * tile.vector
     if looped and (few_tiles or (in_flight >= wanted and 4 * programs >= 3 * multiprocessors)):
         return tile._replace(grid=(programs,)), f"{few}: the threads of a tile share its steps too"
-    tile = _tile(sizes, width, moved, 1, table, apart)
-    plan = _split(sizes, tile, moved.limit(width, table.split_tile_limits))
+    lean = moved.item == 4 and width * moved.numbers + moved.spare <= table.split_tile_numbers
+    tile = _tile(sizes, width, moved, 1, _table_of_split(table) if lean else table, apart)
+    plan = _split(sizes, tile, table.split_tile_limit if lean else _MOST_OF_A_THREAD)
     return plan, f"{few} for {sizes.steps} steps: time is cut into tiles that run all at once"
 
 
@@ -219,7 +221,7 @@ def _whole_rows(sizes: Lanes, vector: int, vectors: int, multiprocessors: int, t
     while rows * vectors > 32 and rows > 1 and ceil_div(sizes.lanes, rows) < table.rows_programs * multiprocessors:
         rows //= 2
     warps = max(1, rows * vectors // 32)
-    limit = min(255, _REGISTERS // (32 * warps))
+    limit = min(_MOST_OF_A_THREAD, _REGISTERS // (32 * warps))
     return Plan("rows", (ceil_div(sizes.lanes, rows),), rows, warps, vector=vector, vectors=vectors, limit=limit)
 
 
@@ -285,6 +287,13 @@ def _tile(sizes: Lanes, width: int, moved: Moved, multiprocessors: int, table: T
     warps = lanes * vectors // (32 * width)
     ahead = sizes.steps > vector * vectors and moved.fits_ahead(width, table)
     return Plan("rows", (), lanes, warps, vector, vectors, width=width, stacked=True, ahead=ahead)
+
+
+def _table_of_split(table: Table) -> Table:
+    """The table with what it says of tiles of contiguous lanes in split in the place of what it says of them elsewhere."""
+    return table._replace(
+        registers=table.split_tile_registers, tile_warps=table.split_tile_warps, tile_steps=table.split_tile_steps
+    )
 
 
 def _split(sizes: Lanes, tile: Plan, limit: int) -> Plan:

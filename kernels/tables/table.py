@@ -28,10 +28,11 @@ class Table(NamedTuple):
     that keep half as much in flight, or in tiles without a loop. ``least_steps``: up to so many steps there is nothing to scan.
 
     Split. ``split_tiles``: from how many tiles on time is split. ``split_rows_warps``, ``split_rows_vectors``: of a program,
-    and the most vectors of a thread (within ``registers``), where time is contiguous. ``split_rows_limits``,
-    ``split_tile_limits``: how many registers of a thread the compiler may use there, and where lanes are contiguous, for up to
-    so many inputs and outputs of an access and what else the kernel holds: pairs of the two. Fewer make room for more programs,
-    too few would spill.
+    and the most vectors of a thread (within ``registers``), where time is contiguous. ``split_rows_limits``: how many registers
+    of a thread the compiler may use there, for up to so many inputs and outputs of an access and what else the kernel holds:
+    pairs of the two. Fewer make room for more programs, too few would spill. Where lanes are contiguous, and with up to
+    ``split_tile_numbers`` of the same, ``split_tile_registers``, ``split_tile_warps`` and ``split_tile_steps`` stand in the
+    place of those without ``split``, and ``split_tile_limit`` is that of registers.
     """
 
     device: str
@@ -58,4 +59,8 @@ class Table(NamedTuple):
     split_rows_warps: int = 8
     split_rows_vectors: int = 2
     split_rows_limits: tuple[tuple[int, int], ...] = ((30, 64), (46, 80))
-    split_tile_limits: tuple[tuple[int, int], ...] = ((30, 128),)
+    split_tile_numbers: int = 30
+    split_tile_registers: int = 128
+    split_tile_warps: int = 2
+    split_tile_steps: int = 8
+    split_tile_limit: int = 176
