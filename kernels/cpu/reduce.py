@@ -1,9 +1,11 @@
 """Count, mean and M2 of a result, read once more while it is still in the cache.
 
 A result is dense, whatever its layout, so its numbers are taken as they lie in memory. They are cut into parts, and those
-into chunks that fit the first-level cache: of each chunk first the mean, then the squared deviations from it, in float64.
-Chunks and parts merge as in :mod:`tritonrl.kernels.moments`. Where they end depends on nothing but how many numbers there
-are, so the bits of the result do not depend on how many threads there are.
+into chunks that fit the first-level cache: of each chunk the deviations, and their squares, from the mean of what came before
+it, in float64. Only where that is far from its own mean, so that the difference of squares would lose digits, is the chunk
+looked at again: first for its mean, then for the deviations from it. Chunks and parts merge as in
+:mod:`tritonrl.kernels.moments`. Where they end depends on nothing but how many numbers there are, so the bits of the result
+do not depend on how many threads there are.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from .simd import Vector, inlined, intrinsic, shuffle, splat, value_type
 from .strategies import Kernel
 
 PART, CHUNK, WIDTH = 1 << 16, 1 << 12, 32
+# How many times the variance the square of the distance from another mean may be: four bits of 53 are lost then.
+FAR = 16.0
 
 
 def measure(x: Tensor, counts: Tensor | None, moments: Tensor) -> None:
@@ -143,15 +147,23 @@ def _reduction(number: Number) -> Kernel:
             first, second = first + deviation, second + deviation * deviation
         return first, second
 
+    @inlined
+    def beginning(address: int, count: int) -> float:
+        """The mean of the first few numbers."""
+        return _total(load_many(address)) / WIDTH if count >= WIDTH else load_one(address)
+
     def kernel(plan: int, partials: int, _: int, begin: int, end: int) -> None:
         address, numbers = load_words(plan, 2)
         for part in range(begin, end):
             count, mean, m2 = 0, 0.0, 0.0
             for at in range(part * PART, min(numbers, (part + 1) * PART), CHUNK):
                 some = min(CHUNK, numbers - at)
-                chunk_mean = deviations(address + at * size, some, 0.0)[0] / some
-                rest, squares = deviations(address + at * size, some, chunk_mean)
-                apart, total = chunk_mean - mean, count + some
+                centre = mean if count else beginning(address + at * size, some)
+                rest, squares = deviations(address + at * size, some, centre)
+                if not rest * rest / some <= FAR * (squares - rest * rest / some):  # or something is not finite
+                    centre = deviations(address + at * size, some, 0.0)[0] / some
+                    rest, squares = deviations(address + at * size, some, centre)
+                apart, total = centre + rest / some - mean, count + some
                 m2 += squares - rest * rest / some + apart * apart * (count * some / total)
                 mean += apart * (some / total)
                 count = total
