@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gradients, packed
+from . import forward_mode, gradients, packed
 from .backend import backend_for
 from .compose import knows_ends, serve
 from .masked import derived_next_value, select, state_of, unmasked
@@ -446,6 +446,7 @@ def nobody_listens() -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or torch.autograd._profiler_enabled()
+        or forward_mode.is_on()
     )
 
 
@@ -499,6 +500,8 @@ def call(op: str, *args: Any) -> Any:
     autograd even more, cost more than a small rollout.
     """
     if not torch.compiler.is_compiling():
+        if forward_mode.is_asked_of(args):
+            return forward_mode.compute(op, args)
         if packed.is_packed(op, args) and nobody_listens() and not knows_ends(op, backend_for(args[-1].device)):
             args = packed.folded(op, args, recurrence)  # once, for the backward pass too
         if torch._C._are_functorch_transforms_active():

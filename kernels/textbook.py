@@ -91,7 +91,8 @@ def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int,
     steps = list(zip(a.unbind(time_dim), b.unbind(time_dim), strict=True))
     out = []
     for a_t, b_t in reversed(steps) if reverse else steps:
-        y = torch.where(a_t == 0, b_t, b_t + a_t * y)
+        # A cut reads no NaN; but what is a number has a derivative with respect to a coefficient of zero.
+        y = b_t + a_t * torch.where((a_t == 0) & ~torch.isfinite(y), 0.0, y)
         out.append(y)
     if not out:
         return torch.empty(shape, dtype=dtype, device=b.device)
