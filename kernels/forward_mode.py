@@ -23,7 +23,7 @@ from .textbook import counted
 
 
 def is_on() -> bool:
-    """Whether somebody takes forward-mode derivatives outside of ``torch.func``."""
+    """Whether somebody takes forward-mode derivatives: of anything, as far as a compiler can tell."""
     level: int = forward_ad._current_level
     return level >= 0
 

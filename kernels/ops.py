@@ -499,9 +499,10 @@ def call(op: str, *args: Any) -> Any:
     Where nobody but the backend and autograd has to see the call it goes there straight: the dispatcher, and the wrapper for
     autograd even more, cost more than a small rollout.
     """
-    if not torch.compiler.is_compiling():
-        if forward_mode.is_asked_of(args):
-            return forward_mode.compute(op, args)
+    compiling = torch.compiler.is_compiling()
+    if forward_mode.is_on() if compiling else forward_mode.is_asked_of(args):
+        return forward_mode.compute(op, args)
+    if not compiling:
         if packed.is_packed(op, args) and nobody_listens() and not knows_ends(op, backend_for(args[-1].device)):
             args = packed.folded(op, args, recurrence)  # once, for the backward pass too
         if torch._C._are_functorch_transforms_active():

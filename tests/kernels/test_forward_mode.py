@@ -100,3 +100,13 @@ def test_calls_that_were_repeated_before_do_not_lose_tangents() -> None:
         assert tangent is not None and bool((tangent >= 1).all())
         # What has no tangent goes the usual way.
         assert forward_ad.unpack_dual(advantage(*at)).tangent is None
+
+
+def test_a_compiled_function_has_tangents_too() -> None:
+    advantage, at = gae_with(**MORE["masked"])
+    ones = tuple(torch.ones(12, dtype=torch.float64) for _ in at)
+    wanted = torch.func.jvp(advantage, at, ones)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda *at: torch.func.jvp(advantage, at, ones), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*at), wanted)
+    torch._dynamo.reset()
