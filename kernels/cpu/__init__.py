@@ -9,19 +9,20 @@ written in.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..repeat import Key, Repeat
-from ..specs import ALL_SPECS, allocate, by_name, plain_names
+from ..repeat import Key, Repeat, Serve
+from ..results import Results
+from ..specs import ALL_SPECS, allocate
 from ..textbook import counted
 from . import backward_bodies, bodies, served
-from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, run
+from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, execute, operands_of, prepared_for, run
 from .reduce import measure
-from .sequences import compute
+from .sequences import compute, offsets_of
 from .sequences import is_better_as_one as is_better_as_one
 from .served import Served, noting
 from .served import repeated as repeated
@@ -104,28 +105,65 @@ vtrace = Served(_VTRACE, linear_recurrence)
 vtrace_backward = Served(_VTRACE_BACKWARD, linear_recurrence)
 
 
+class _Extended(NamedTuple):
+    """A call of ``gae_extended``: the family and the operands of its kernel, and what is wanted beside the advantages."""
+
+    kernel: Op
+    arguments: list[Tensor | None]
+    masks: tuple[Tensor | None, ...]
+    time_dim: int
+    moments: bool
+
+
+def _extended(args: Sequence[Any], shape: Sequence[int]) -> _Extended:
+    """Next values derived from the values, or not; ``shape``: of the results."""
+    reward, value, next_value, done, terminated, gamma, lmbda, time_dim, moments, *optional = args
+    optional += [None] * (4 - len(optional))
+    bootstrap_value, valid, skip, offsets = optional
+    kernel = _GAE
+    if next_value is None:
+        kernel, next_value = _GAE_DERIVED, bootstrap_value
+        if offsets is None:
+            next_value = _at_every_step(next_value, shape, time_dim)
+    terminated = done if terminated is None else terminated
+    arguments: list[Tensor | None] = [reward, value, next_value, done, terminated, gamma, lmbda]
+    return _Extended(kernel, arguments, () if valid is None and skip is None else (valid, skip), time_dim, moments)
+
+
 @noting
 def gae_extended(*args: Any) -> tuple[Tensor, ...]:
     """``tritonrl::gae_extended``: next values derived from the values, moments of the advantages, or both."""
     results = allocate("gae_extended", args)
-    compute("gae_extended", args, results, linear_recurrence, functools.partial(_fill_extended, results[:2]))
-    named = by_name("gae_extended", args)
-    if named["moments"]:
-        measure(results[0], counted(named["valid"], named["skip"]), results[2])
+
+    def fill(args: tuple[Any, ...]) -> None:
+        call = _extended(args, results[0].shape)
+        run(call.kernel, call.arguments, results[:2], call.time_dim, call.masks, offsets_of("gae_extended", args))
+
+    compute("gae_extended", args, results, linear_recurrence, fill)
+    call = _extended(args, results[0].shape)
+    if call.moments:
+        measure(results[0], counted(*call.masks) if call.masks else None, results[2])
     return results
 
 
-def _fill_extended(results: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
-    named = by_name("gae_extended", args)
-    time_dim, valid, skip, offsets = (named[name] for name in ("time_dim", "valid", "skip", "cu_seqlens"))
-    kernel, arguments = _GAE, [named[name] for name in plain_names("gae")[:-1]]
-    if named["next_value"] is None:
-        kernel, arguments[2] = _GAE_DERIVED, named["bootstrap_value"]
-        if offsets is None:
-            arguments[2] = _at_every_step(arguments[2], results[0].shape, time_dim)
-    if named["terminated"] is None:
-        arguments[4] = named["done"]
-    run(kernel, arguments, results, time_dim, () if valid is None and skip is None else (valid, skip), offsets)
+def _repeated_extended(repeat: Repeat) -> Serve:
+    """What computes a call of ``gae_extended`` like one before it with the kernel that was prepared for that."""
+    _, args, results = repeat.noted
+    made, shape = Results(ALL_SPECS["gae_extended"].like, args, results), results[0].shape
+    first = _extended(args, shape)
+    prepared = prepared_for(first.kernel, first.arguments, results[:2], first.time_dim, first.masks)
+    # Not of `repeat` itself, which holds the tensors of the call.
+    arguments, constants, returned = itemgetter(*repeat.places), repeat.constants, slice(repeat.returned)
+
+    def again(values: Sequence[Any]) -> Any:
+        args = arguments((*values, *constants))
+        results, call = made.allocate(args), _extended(args, shape)
+        execute(prepared, operands_of(call.arguments, results[:2], call.masks))
+        if call.moments:
+            measure(results[0], counted(*call.masks) if call.masks else None, results[2])
+        return results[returned]
+
+    return again
 
 
 def linear_recurrence_backward(
@@ -140,4 +178,7 @@ def linear_recurrence_backward(
 
 def keep_repeat(key: Key, repeat: Repeat) -> bool:
     """Keep how a public call is repeated; returns whether that can be."""
-    return served.keep_repeat(key, repeat, globals()[repeat.noted.op])
+    op, args, results = repeat.noted
+    if op == "gae_extended" and results[0].numel() and offsets_of(op, args) is None:
+        return served.keep(key, _repeated_extended(repeat))
+    return served.keep_repeat(key, repeat, globals()[op])

@@ -93,16 +93,20 @@ def repeated(key: Key) -> Serve | None:
     return _repeats.get(key)
 
 
-def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
-    """Keep how a public call is repeated, which ``function`` of this backend served. Returns whether that can be."""
+def keep(key: Key, serve: Serve) -> bool:
+    """Keep what serves calls like one before; always does."""
     if len(_repeats) >= _MOST_KEPT:
         _repeats.clear()
+    _repeats[key] = serve
+    return True
+
+
+def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
+    """Keep how a public call is repeated, which ``function`` of this backend served. Returns whether that can be."""
     op, args, results = repeat.noted
     if isinstance(function, Served) and results[0].numel() and offsets_of(op, args) is None:
-        _repeats[key] = _by_kernel(function, repeat)
-    else:
-        _repeats[key] = _by_function(function, repeat)
-    return True
+        return keep(key, _by_kernel(function, repeat))
+    return keep(key, _by_function(function, repeat))
 
 
 def _by_kernel(function: Served, repeat: Repeat) -> Serve:

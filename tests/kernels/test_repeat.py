@@ -60,6 +60,10 @@ CALLS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "gae with derived next values": lambda x: _gae(x, "bootstrap_value"),
     "gae with derived next values past masks": lambda x: _gae(x, "bootstrap_value", "valid", "skip"),
     "gae with moments": lambda x: _gae(x, moments=True),
+    "gae with derived next values and moments past masks": lambda x: _gae(x, "bootstrap_value", "skip", moments=True),
+    "gae of two dtypes with moments": lambda x: kernels.gae(
+        *(x["reward"].double(), x["value"], x["next_value"], x["done"]), gamma=0.9, lmbda=0.8, moments=True
+    ),
     "gae without terminated": lambda x: kernels.gae(
         *(x["reward"], x["value"], x["next_value"], x["done"]), gamma=0.9, lmbda=0.8
     ),
