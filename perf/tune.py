@@ -57,11 +57,16 @@ VARIATIONS: tuple[Variation, ...] = (
     *_each("tile_warps", 2, 8),
     *({"tile_warps": w, "tile_steps": 2} for w in (4, 8, 16)),
     *({"tile_warps": 8, "tile_steps": 2, "maxnreg": n} for n in (64, 80)),
+    *_each("split_tiles", 1, 10**9),
+    *(
+        {"split_rows_warps": w, "split_rows_vectors": v, "maxnreg": n}
+        for w, v, n in ((8, 1, 40), (8, 1, 48), (16, 1, 40), (4, 1, 40), (4, 2, 64), (4, 2, 72))
+    ),
     *_each("split_tile_numbers", 0),
     *({"split_tile_warps": w} for w in (1, 4)),
     *({"split_tile_limit": n} for n in (128, 168, 192)),
     *({"registers": 128, "tile_steps": 8, "tile_warps": 2, "maxnreg": n} for n in (168, 176)),
-)  # fmt: skip
+)
 
 CASES: tuple[Case, ...] = (
     *(
