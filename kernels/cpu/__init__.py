@@ -137,7 +137,8 @@ def gae_extended(*args: Any) -> tuple[Tensor, ...]:
 
     def fill(args: tuple[Any, ...]) -> None:
         call = _extended(args, results[0].shape)
-        run(call.kernel, call.arguments, results[:2], call.time_dim, call.masks, offsets_of("gae_extended", args))
+        offsets = offsets_of("gae_extended", args)
+        run(call.kernel, call.arguments, results[:2], call.time_dim, call.masks, offsets, call.moments)
 
     compute("gae_extended", args, results, linear_recurrence, fill)
     call = _extended(args, results[0].shape)
@@ -151,7 +152,8 @@ def _repeated_extended(repeat: Repeat) -> Serve:
     _, args, results = repeat.noted
     made, shape = Results(ALL_SPECS["gae_extended"].like, args, results), results[0].shape
     first = _extended(args, shape)
-    prepared = prepared_for(first.kernel, first.arguments, results[:2], first.time_dim, first.masks)
+    given = first.kernel, first.arguments, results[:2], first.time_dim, first.masks
+    prepared = prepared_for(*given, read_again=first.moments)
     # Not of `repeat` itself, which holds the tensors of the call.
     arguments, constants, returned = itemgetter(*repeat.places), repeat.constants, slice(repeat.returned)
 

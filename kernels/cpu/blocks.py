@@ -42,14 +42,17 @@ class Block(types.Type):
     """What a body is compiled for: nothing is stored, all of it is in the type.
 
     ``number``: what its values are in memory and in registers. ``across``: the index of a block counts lanes (a strip of
-    lanes), not steps.
+    lanes), not steps. ``streamed``: results go past the caches.
     """
 
-    def __init__(self, number: Number, width: int, group: int, across: bool, reverse: bool) -> None:
+    def __init__(
+        self, number: Number, width: int, group: int, across: bool, reverse: bool, streamed: bool = False
+    ) -> None:
         self.number, self.width, self.group, self.across, self.reverse = number, width, group, across, reverse
+        self.streamed = streamed
         element = self.element = number.element
         self.value, self.mask, self.carry = value_type(element, width), mask_type(width), value_type(element, group)
-        super().__init__(name=f"Block({number.name}, {width}, {group}, {across}, {reverse})")
+        super().__init__(name=f"Block({number.name}, {width}, {group}, {across}, {reverse}, {streamed})")
 
     @property
     def scans(self) -> bool:

@@ -94,9 +94,12 @@ def _compiled(function: Callable[..., None], name: str, cached: bool, signature:
 _kernels: dict[tuple[Any, ...], Compiled] = {}
 
 
-def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> Compiled:
+def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int, streamed: bool = False) -> Compiled:
     """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or strips if that is 0."""
     number = NUMBERS[dtype]
+    if streamed:
+        made = functools.partial(strips, body, number, width, True)
+        return compiled_once((op, number.name, width, group, "streamed"), made)
     made = (
         functools.partial(rows, body, number, width, group) if group else functools.partial(strips, body, number, width)
     )
