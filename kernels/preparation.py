@@ -100,16 +100,8 @@ def prepare(
         sum(kind in _STEPPED for kind in kinds) + len(outputs) + (2 if recurrence.moments else 0)
     )  # mean and M2 stand in registers too
     steps_strides = [*untapped, *out_strides]
-    considered = (
-        sizes,
-        steps_strides,
-        out_strides[0],
-        widest,
-        multiprocessors,
-        streams,
-        device_name,
-        _spare(recurrence),
-    )
+    beside = multiprocessors, streams, device_name, _spare(recurrence)
+    considered = (sizes, steps_strides, out_strides[0], widest, *beside)
     plan = choose_plan(*considered)
     in_strides = iter(merged)
     by_input = [next(in_strides) if kind in _STRIDED else None for kind in kinds]

@@ -10,21 +10,17 @@ written in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..repeat import Key, Repeat, Serve
-from ..results import Results
+from ..repeat import Key, Repeat
 from ..specs import ALL_SPECS, allocate
-from ..textbook import counted
 from . import backward_bodies, bodies, served
-from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, execute, operands_of, prepared_for, run
-from .reduce import measure
-from .sequences import compute, offsets_of
+from .dispatch import DISCOUNT, FLAG, FLOAT, RESULT, WANTED, Op, run
 from .sequences import is_better_as_one as is_better_as_one
-from .served import Served, noting
+from .served import Call, Served, as_they_come, noting
 from .served import repeated as repeated
 from .standardise import standardised as standardised
 
@@ -95,28 +91,8 @@ def linear_recurrence(a: Tensor, b: Tensor, carry: Tensor | None, time_dim: int,
     return results[0]
 
 
-gae = Served(_GAE, linear_recurrence)
-gae_backward = Served(_GAE_BACKWARD, linear_recurrence)
-td_lambda_return = Served(_TD_LAMBDA_RETURN, linear_recurrence)
-td_lambda_return_backward = Served(_TD_LAMBDA_RETURN_BACKWARD, linear_recurrence)
-reward_to_go = Served(_REWARD_TO_GO, linear_recurrence)
-reward_to_go_backward = Served(_REWARD_TO_GO_BACKWARD, linear_recurrence)
-vtrace = Served(_VTRACE, linear_recurrence)
-vtrace_backward = Served(_VTRACE_BACKWARD, linear_recurrence)
-
-
-class _Extended(NamedTuple):
-    """A call of ``gae_extended``: the family and the operands of its kernel, and what is wanted beside the advantages."""
-
-    kernel: Op
-    arguments: list[Tensor | None]
-    masks: tuple[Tensor | None, ...]
-    time_dim: int
-    moments: bool
-
-
-def _extended(args: Sequence[Any], shape: Sequence[int]) -> _Extended:
-    """Next values derived from the values, or not; ``shape``: of the results."""
+def _extended(args: Sequence[Any], shape: torch.Size) -> Call:
+    """Of ``gae_extended``: next values derived from the values, moments of the advantages, or both."""
     reward, value, next_value, done, terminated, gamma, lmbda, time_dim, moments, *optional = args
     optional += [None] * (4 - len(optional))
     bootstrap_value, valid, skip, offsets = optional
@@ -127,45 +103,22 @@ def _extended(args: Sequence[Any], shape: Sequence[int]) -> _Extended:
             next_value = _at_every_step(next_value, shape, time_dim)
     terminated = done if terminated is None else terminated
     arguments: list[Tensor | None] = [reward, value, next_value, done, terminated, gamma, lmbda]
-    return _Extended(kernel, arguments, () if valid is None and skip is None else (valid, skip), time_dim, moments)
+    return Call(kernel, arguments, () if valid is None and skip is None else (valid, skip), time_dim, moments)
 
 
-@noting
-def gae_extended(*args: Any) -> tuple[Tensor, ...]:
-    """``tritonrl::gae_extended``: next values derived from the values, moments of the advantages, or both."""
-    results = allocate("gae_extended", args)
-
-    def fill(args: tuple[Any, ...]) -> None:
-        call = _extended(args, results[0].shape)
-        offsets = offsets_of("gae_extended", args)
-        run(call.kernel, call.arguments, results[:2], call.time_dim, call.masks, offsets, call.moments)
-
-    compute("gae_extended", args, results, linear_recurrence, fill)
-    call = _extended(args, results[0].shape)
-    if call.moments:
-        measure(results[0], counted(*call.masks) if call.masks else None, results[2])
-    return results
+def _served(kernel: Op) -> Served:
+    return Served(kernel.name, as_they_come(kernel), linear_recurrence)
 
 
-def _repeated_extended(repeat: Repeat) -> Serve:
-    """What computes a call of ``gae_extended`` like one before it with the kernel that was prepared for that."""
-    _, args, results = repeat.noted
-    made, shape = Results(ALL_SPECS["gae_extended"].like, args, results), results[0].shape
-    first = _extended(args, shape)
-    given = first.kernel, first.arguments, results[:2], first.time_dim, first.masks
-    prepared = prepared_for(*given, read_again=first.moments)
-    # Not of `repeat` itself, which holds the tensors of the call.
-    arguments, constants, returned = itemgetter(*repeat.places), repeat.constants, slice(repeat.returned)
-
-    def again(values: Sequence[Any]) -> Any:
-        args = arguments((*values, *constants))
-        results, call = made.allocate(args), _extended(args, shape)
-        execute(prepared, operands_of(call.arguments, results[:2], call.masks))
-        if call.moments:
-            measure(results[0], counted(*call.masks) if call.masks else None, results[2])
-        return results[returned]
-
-    return again
+gae = _served(_GAE)
+gae_backward = _served(_GAE_BACKWARD)
+gae_extended = Served("gae_extended", _extended, linear_recurrence)
+td_lambda_return = _served(_TD_LAMBDA_RETURN)
+td_lambda_return_backward = _served(_TD_LAMBDA_RETURN_BACKWARD)
+reward_to_go = _served(_REWARD_TO_GO)
+reward_to_go_backward = _served(_REWARD_TO_GO_BACKWARD)
+vtrace = _served(_VTRACE)
+vtrace_backward = _served(_VTRACE_BACKWARD)
 
 
 def linear_recurrence_backward(
@@ -180,7 +133,4 @@ def linear_recurrence_backward(
 
 def keep_repeat(key: Key, repeat: Repeat) -> bool:
     """Keep how a public call is repeated; returns whether that can be."""
-    op, args, results = repeat.noted
-    if op == "gae_extended" and results[0].numel() and offsets_of(op, args) is None:
-        return served.keep(key, _repeated_extended(repeat))
-    return served.keep_repeat(key, repeat, globals()[op])
+    return served.keep_repeat(key, repeat, globals()[repeat.noted.op])

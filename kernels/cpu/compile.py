@@ -95,15 +95,14 @@ _kernels: dict[tuple[Any, ...], Compiled] = {}
 
 
 def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int, streamed: bool = False) -> Compiled:
-    """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or strips if that is 0."""
-    number = NUMBERS[dtype]
-    if streamed:
-        made = functools.partial(strips, body, number, width, True)
-        return compiled_once((op, number.name, width, group, "streamed"), made)
+    """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or of strips (0)."""
+    number, how = NUMBERS[dtype], ("streamed",) if streamed else ()
     made = (
-        functools.partial(rows, body, number, width, group) if group else functools.partial(strips, body, number, width)
+        functools.partial(rows, body, number, width, group)
+        if group
+        else functools.partial(strips, body, number, width, streamed)
     )
-    return compiled_once((op, number.name, width, group), made)
+    return compiled_once((op, number.name, width, group, *how), made)
 
 
 def kernels_of_pieces(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> tuple[Compiled, Compiled]:

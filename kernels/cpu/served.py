@@ -9,16 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..repeat import NOTES, Key, Noted, Repeat, Serve
 from ..repeat import forget as forget_repeats
 from ..results import Results
 from ..specs import ALL_SPECS, allocate, plain_names
+from ..textbook import counted
 from . import dispatch
 from .dispatch import Op, Prepared, execute, operands_of, prepared_for
+from .reduce import measure
 from .sequences import compute, offsets_of
 
 _MOST_KEPT = 4096
@@ -50,42 +53,75 @@ def noting(function: Callable[..., Any]) -> Callable[..., Any]:
     return noted
 
 
-class Served:
-    """The backend function of an op: its tensors stand in front of its schema, its masks and offsets behind it."""
+class Call(NamedTuple):
+    """What a call of an op comes down to; ``moments``: whether those of the first result are wanted."""
 
-    def __init__(self, kernel: Op, recurrence: Callable[..., Tensor]) -> None:
-        self.kernel, self.op, self.recurrence = kernel, kernel.name, recurrence
-        names = plain_names(self.op)
-        self.tensors, plain = names.index("time_dim"), len(names)
-        self.masks = slice(plain, plain + len(set(ALL_SPECS[self.op].optional) & {"valid", "skip"}))
-        self.done = names.index("done")
-        self.terminated = names.index("terminated") if "terminated" in names else self.done
+    kernel: Op
+    arguments: list[Tensor | None]
+    masks: Sequence[Tensor | None]
+    time_dim: int
+    moments: bool = False
+
+
+Takes = Callable[[Sequence[Any], torch.Size], Call]
+"""From the arguments of an op and the shape of its results."""
+
+
+def as_they_come(kernel: Op) -> Takes:
+    """For an op whose tensors stand in front of its schema, in the order of the kernel, and its masks behind it."""
+    names = plain_names(kernel.name)
+    tensors, plain = names.index("time_dim"), len(names)
+    masks = slice(plain, plain + len(set(ALL_SPECS[kernel.name].optional) & {"valid", "skip"}))
+    done = names.index("done")
+    terminated = names.index("terminated") if "terminated" in names else done
+
+    def takes(args: Sequence[Any], shape: torch.Size) -> Call:
+        arguments = list(args[:tensors])
+        if arguments[terminated] is None:
+            arguments[terminated] = arguments[done]
+        return Call(kernel, arguments, args[masks], args[tensors])
+
+    return takes
+
+
+class Served:
+    """The backend function of an op that is one kernel, and moments where the op has them."""
+
+    def __init__(self, op: str, takes: Takes, recurrence: Callable[..., Tensor]) -> None:
+        self.op, self.takes, self.recurrence = op, takes, recurrence
+        self.steps = slice(-1 if ALL_SPECS[op].moments else None)  # the results that have a number for every step
 
     def __call__(self, *args: Any) -> Any:
         """The results for these arguments, in schema order."""
         results = allocate(self.op, args)
+        steps, shape = results[self.steps], results[0].shape
 
         def fill(args: tuple[Any, ...]) -> None:
-            given = self._arguments(args), results, args[self.tensors], args[self.masks]
-            dispatch.run(self.kernel, *given, offsets_of(self.op, args))
+            call = self.takes(args, shape)
+            offsets = offsets_of(self.op, args)
+            dispatch.run(call.kernel, call.arguments, steps, call.time_dim, call.masks, offsets, call.moments)
 
         compute(self.op, args, results, self.recurrence, fill)
+        _add_moments(self.takes(args, shape), results)
         note(self.op, args, results)
         return results if len(results) > 1 else results[0]
 
-    def _arguments(self, args: Sequence[Any]) -> list[Tensor | None]:
-        arguments = list(args[: self.tensors])
-        if arguments[self.terminated] is None:
-            arguments[self.terminated] = arguments[self.done]
-        return arguments
-
     def prepared(self, args: Sequence[Any], results: tuple[Tensor, ...]) -> Prepared:
         """What was prepared for a call with these arguments and results."""
-        return prepared_for(self.kernel, self._arguments(args), results, args[self.tensors], args[self.masks])
+        call = self.takes(args, results[0].shape)
+        given = call.kernel, call.arguments, results[self.steps], call.time_dim, call.masks
+        return prepared_for(*given, read_again=call.moments)
 
     def fill(self, results: tuple[Tensor, ...], args: Sequence[Any], prepared: Prepared) -> None:
         """Compute what a call like the one that ``prepared`` was for results in."""
-        execute(prepared, operands_of(self._arguments(args), results, args[self.masks]))
+        call = self.takes(args, results[0].shape)
+        execute(prepared, operands_of(call.arguments, results[self.steps], call.masks))
+        _add_moments(call, results)
+
+
+def _add_moments(call: Call, results: tuple[Tensor, ...]) -> None:
+    if call.moments:
+        measure(results[0], counted(*call.masks) if call.masks else None, results[-1])
 
 
 def repeated(key: Key) -> Serve | None:
@@ -93,20 +129,16 @@ def repeated(key: Key) -> Serve | None:
     return _repeats.get(key)
 
 
-def keep(key: Key, serve: Serve) -> bool:
-    """Keep what serves calls like one before; always does."""
-    if len(_repeats) >= _MOST_KEPT:
-        _repeats.clear()
-    _repeats[key] = serve
-    return True
-
-
 def keep_repeat(key: Key, repeat: Repeat, function: Callable[..., Any]) -> bool:
     """Keep how a public call is repeated, which ``function`` of this backend served. Returns whether that can be."""
+    if len(_repeats) >= _MOST_KEPT:
+        _repeats.clear()
     op, args, results = repeat.noted
     if isinstance(function, Served) and results[0].numel() and offsets_of(op, args) is None:
-        return keep(key, _by_kernel(function, repeat))
-    return keep(key, _by_function(function, repeat))
+        _repeats[key] = _by_kernel(function, repeat)
+    else:
+        _repeats[key] = _by_function(function, repeat)
+    return True
 
 
 def _by_kernel(function: Served, repeat: Repeat) -> Serve:
