@@ -1,7 +1,8 @@
 """Forward-mode derivatives: ``torch.autograd.forward_ad``, and ``torch.func.jvp``, ``jacfwd`` and ``hessian``.
 
 A kernel knows nothing of tangents, and would drop them without a word. Where there are some, a call is computed by the textbook
-functions, which are made of operations that PyTorch differentiates in any mode: a loop over time, slow and right.
+functions, which are made of operations that PyTorch differentiates in any mode: a loop over time, slow and right. Not by the
+backend that is made of them, which copies results into the layout that an op promises: in place, where ``vmap`` cannot follow.
 """
 
 from __future__ import annotations

@@ -74,6 +74,19 @@ def test_both_ways_forwards_agree_with_the_way_backwards(which: str) -> None:
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, wanted)
 
 
+@pytest.mark.parametrize("which", MORE)
+def test_tangents_of_a_batch_are_those_of_each_example(which: str) -> None:
+    """Of data that are batched, beside some that are not."""
+    advantage, (reward, value) = gae_with(**MORE[which])
+    rewards = torch.stack([reward, reward.flip(0), -reward])
+
+    def tangent(reward: Tensor) -> Tensor:
+        found: Tensor = torch.func.jvp(lambda x: advantage(x, value), (reward,), (torch.ones_like(reward),))[1]
+        return found
+
+    torch.testing.assert_close(torch.func.vmap(tangent)(rewards), torch.stack([tangent(x) for x in rewards]))
+
+
 def test_jacobians_forwards_are_those_backwards_and_hessians_come_of_both() -> None:
     advantage, at = gae_with()
     forwards, backwards = torch.func.jacfwd(advantage)(*at), torch.func.jacrev(advantage)(*at)
