@@ -15,7 +15,7 @@ from .backend import BackendUnavailable, choose, describe, import_problem, modul
 from .compose import serves_itself
 from .geometry import TooScattered
 from .packed import is_packed
-from .plan import decide
+from .plan import Plan, decide
 from .specs import ALL_SPECS, allocate, by_name, step_results
 from .tables import table_for
 
@@ -169,11 +169,11 @@ def _plan(call: _Call, outputs: list[Tensor], device: torch.device, multiprocess
     origin = f"measured: {table.measured}" if table.measured else unknown
     where = f"on {name}" if name else f"on a GPU of {count} multiprocessors"
     strategy = f'triton, strategy "{prepared.plan.strategy}", because {decide(*prepared.plan_arguments)[1]}{note}'
-    return f"{where}: {strategy}\n  {_blocks(prepared)}; {origin}"
+    return f"{where}: {strategy}\n  {in_words(prepared.plan)}; {origin}"
 
 
-def _blocks(prepared: Any) -> str:
-    plan = prepared.plan
+def in_words(plan: Plan) -> str:
+    """The programs of a plan, and what each of them computes."""
     programs, warps = _counted(math.prod(plan.grid), "program"), _counted(plan.warps, "warp")
     access = f", {plan.width} lanes to an access" if plan.width > 1 else ""
     if plan.strategy == "lanes":

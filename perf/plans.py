@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tritonrl.kernels.plan import Plan
+from tritonrl.kernels.explain import in_words
 from tritonrl.kernels.tables import table_for
 
 from .table import duration, markdown, size
@@ -19,14 +19,6 @@ FOLDER = Path(__file__).parent / "results" / "tune"
 def records() -> list[dict[str, Any]]:
     """Those that are committed."""
     return [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
-
-
-def in_words(plan: Plan) -> str:
-    """A plan in a few words."""
-    if plan.strategy == "lanes":
-        return f"lanes: strips of {plan.lanes}, {plan.unroll} steps in flight, {plan.warps} warps"
-    ahead = ", the next ahead" if plan.ahead else ""
-    return f"{plan.strategy}: {plan.lanes} lanes x {plan.vectors * plan.vector} steps{ahead}, {plan.warps} warps"
 
 
 def section(record: dict[str, Any]) -> Iterator[str]:
