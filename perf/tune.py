@@ -29,8 +29,7 @@ from .cases import Case, M, select
 from .data import make_problem, minimum_bytes
 from .machine import describe
 from .ops import OPS
-from .peers import OURS
-from .warm import in_processes
+from .warm import call_once, in_processes
 
 DEVICE = "cuda"
 Variation = dict[str, int]
@@ -146,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     cases = select(CASES, arguments.only)
     if arguments.workers:
         tasks = [(case, piece) for case in cases for piece in range(_PIECES)]
-        if not in_processes(_compile, tasks, arguments.workers, arguments.compile_by):
+        if in_processes(_compile, tasks, arguments.workers, arguments.compile_by) is None:
             print("not everything was compiled in time")
         print(f"compiled after {time.perf_counter() - started:.0f} s", flush=True)
     found: list[dict[str, Any]] = []
@@ -231,13 +230,7 @@ def _noted(case: Case) -> tuple[str, tuple[Any, ...], int]:
     launch.forget()
     launch._run = noting
     try:
-        if case.direction == "backward":
-            problem = problem.requiring_grad()
-            outputs = OURS.bind(problem)()
-            leaves = [problem.arguments[name] for name in OPS[case.op].differentiated]
-            torch.autograd.grad(outputs, leaves, [torch.randn_like(x) for x in outputs])
-        else:
-            OURS.bind(problem)()
+        call_once(problem)
     finally:
         launch._run = own
     return *noted[-1], size

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from .cases import Case, registry, select
-from .data import make_problem
+from .data import Problem, make_problem
 from .ops import OPS
 from .peers import OURS
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,40 +28,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Call ours once on every case; returns 1 if that took too long."""
+    """Call ours once on every case; returns 1 if that took too long, or if a case failed."""
     # The mode makes no difference to the kernels, and a compiled function would be compiled for nothing.
     cases = list(dict.fromkeys(replace(case, mode="eager") for case in select(registry("cuda"), arguments.only)))
-    return int(not in_processes(_call, cases, arguments.workers, arguments.seconds))
+    done = in_processes(_warmed, cases, arguments.workers, arguments.seconds)
+    return int(done is None or not all(done))
 
 
-def in_processes(function: object, tasks: Sequence[object], workers: int, seconds: float) -> bool:
-    """Map a function over tasks in new processes. Returns whether all were done in time; the rest is given up."""
+def in_processes(function: Callable[[T], R], tasks: Sequence[T], workers: int, seconds: float) -> list[R] | None:
+    """Map a function over tasks in new processes; ``None`` if not all were done in time, and the rest is given up."""
     pool = multiprocessing.get_context("spawn").Pool(workers)
     try:
-        pool.map_async(function, tasks, chunksize=1).get(timeout=seconds)  # type: ignore[arg-type]
+        return pool.map_async(function, tasks, chunksize=1).get(timeout=seconds)
     except multiprocessing.TimeoutError:
-        return False
+        return None
     finally:
         pool.terminate()
         pool.join()
-    return True
 
 
-def _call(case: Case) -> None:
-    try:
-        _called(case)
-    except Exception as error:  # the run will say so; the other cases go on
-        print(f"{case.id}: {type(error).__name__}: {error}")
-
-
-def _called(case: Case) -> None:
-    problem = make_problem(case, "cuda")
-    if case.direction == "backward":
-        problem = problem.requiring_grad()
-        outputs = OURS.bind(problem)()
-        leaves = [problem.arguments[name] for name in OPS[case.op].differentiated]
-        torch.autograd.grad(outputs, leaves, [torch.randn_like(x) for x in outputs])
-    else:
+def call_once(problem: Problem) -> None:
+    """Compute a problem with ours, forwards and, where the case is of a backward pass, backwards."""
+    if problem.case.direction == "forward":
         OURS.bind(problem)()
-    torch.cuda.synchronize()
+        return
+    problem = problem.requiring_grad()
+    outputs = OURS.bind(problem)()
+    leaves = [problem.arguments[name] for name in OPS[problem.op].differentiated]
+    torch.autograd.grad(outputs, leaves, [torch.randn_like(x) for x in outputs])
+
+
+def _warmed(case: Case) -> bool:
+    """Whether a case could be computed; else it is named, and the other cases go on."""
+    try:
+        call_once(make_problem(case, "cuda"))
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(f"{case.id}: {type(error).__name__}: {error}", flush=True)
+        return False
     torch.cuda.empty_cache()
+    return True
