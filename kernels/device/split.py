@@ -30,7 +30,7 @@ own map. So each publishes once, and each reads at most twice ``WINDOW - 1`` map
   three words one after the other at most, some 4 us, and what is serial is one state a span: 2 us for 256 tiles. (Estimated
   for an H100, from 0.3 to 0.5 us for a load from L2 under load and 0.7 us for a release.)
 - *Under way*: what a multiprocessor moves is its tiles over the time that one takes from ticket to store, most of which it
-  waits. Measured on an H100, GAE, 64 x 131072: with 2, 3 and 4 programs of 2048 steps to a multiprocessor (85, 80 and 64
+  waits. Measured on an H100, GAE, 64 x 131072: with 2, 3 and 4 programs of 2048 steps to a multiprocessor (86, 79 and 64
   registers a thread) 61, 78 and 81 % of the speed of a copy. That is what plans limit registers for.
 - *Limits*: where ``abs(a) > 1`` over long stretches, the map of a window may overflow where no state does, and an infinite
   coefficient makes a NaN of a state of zero. So may the map of a tile, in every strategy that scans; a span has more steps.
