@@ -42,17 +42,14 @@ class Block(types.Type):
     """What a body is compiled for: nothing is stored, all of it is in the type.
 
     ``number``: what its values are in memory and in registers. ``across``: the index of a block counts lanes (a strip of
-    lanes), not steps. ``streamed``: results go past the caches.
+    lanes), not steps.
     """
 
-    def __init__(
-        self, number: Number, width: int, group: int, across: bool, reverse: bool, streamed: bool = False
-    ) -> None:
+    def __init__(self, number: Number, width: int, group: int, across: bool, reverse: bool) -> None:
         self.number, self.width, self.group, self.across, self.reverse = number, width, group, across, reverse
-        self.streamed = streamed
         element = self.element = number.element
         self.value, self.mask, self.carry = value_type(element, width), mask_type(width), value_type(element, group)
-        super().__init__(name=f"Block({number.name}, {width}, {group}, {across}, {reverse}, {streamed})")
+        super().__init__(name=f"Block({number.name}, {width}, {group}, {across}, {reverse})")
 
     @property
     def scans(self) -> bool:

@@ -94,15 +94,13 @@ def _compiled(function: Callable[..., None], name: str, cached: bool, signature:
 _kernels: dict[tuple[Any, ...], Compiled] = {}
 
 
-def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int, streamed: bool = False) -> Compiled:
+def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> Compiled:
     """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or of strips (0)."""
-    number, how = NUMBERS[dtype], ("streamed",) if streamed else ()
+    number = NUMBERS[dtype]
     made = (
-        functools.partial(rows, body, number, width, group)
-        if group
-        else functools.partial(strips, body, number, width, streamed)
+        functools.partial(rows, body, number, width, group) if group else functools.partial(strips, body, number, width)
     )
-    return compiled_once((op, number.name, width, group, *how), made)
+    return compiled_once((op, number.name, width, group), made)
 
 
 def kernels_of_pieces(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> tuple[Compiled, Compiled]:

@@ -16,8 +16,7 @@ from ..dtypes import accumulate_dtype
 from ..specs import plain_names
 from . import team
 from .compile import Compiled, kernel, kernels_of_pieces
-from .geometry import ABSENT, INNER, ONE, ONE_DOUBLE, STRIP, Operand, Plan, Unmergeable, make_plan
-from .memory import CACHE_LINE
+from .geometry import ABSENT, ONE, ONE_DOUBLE, Operand, Plan, Unmergeable, make_plan
 from .strategies import Body
 
 # What the operands of an op are. A float may be absent, which counts as zero. A discount may stay a float64 scalar.
@@ -28,9 +27,6 @@ _ABSENT_MASKS = torch.tensor(True), torch.tensor(False)  # valid: all of them; s
 # Some 10 microseconds of work, and what torch itself takes for a grain: for less a second thread costs more than it saves.
 STEPS_PER_CHUNK = 1 << 15
 _CHUNKS_PER_THREAD = 4
-# Results of so many bytes are more than the second-level caches of a few cores keep. They go past the caches, which spares
-# reading each line before it is overwritten, a quarter of what GAE moves.
-STREAMED_BYTES = 4 << 20
 _PLANS_KEPT = 4096
 
 
@@ -58,8 +54,7 @@ class Prepared(NamedTuple):
     """What a call needs that does not change while shapes, strides and dtypes stay the same.
 
     ``conversions``: operands whose dtype or layout no kernel takes, with what to do about it before each call. ``again``: the
-    second kernel where time is cut into pieces. ``marks``: bytes for theirs. ``plain``: where results go past the caches,
-    the kernel for when one of those (``results``) does not begin with a cache line, as it does where PyTorch allocates.
+    second kernel where time is cut into pieces. ``marks``: bytes for theirs.
     """
 
     plan: Plan
@@ -70,8 +65,6 @@ class Prepared(NamedTuple):
     again: Compiled | None
     marks: int
     threads: int
-    plain: Callable[[], Compiled] | None
-    results: tuple[int, ...]
 
 
 _prepared: dict[Any, Prepared] = {}
@@ -91,7 +84,6 @@ def run(
     time_dim: int,
     masks: Sequence[Tensor | None] = (),
     offsets: Tensor | None = None,
-    read_again: bool = False,
 ) -> None:
     """Compute ``op`` into ``results``.
 
@@ -104,13 +96,12 @@ def run(
         masks: its ``valid`` and, of an op that knows it, ``skip``.
         offsets: of sequences packed along time. They must fit (:func:`.packed.check_offsets`): nothing else keeps the kernel
             within its memory.
-        read_again: whether the results are looked at next, so that they should be in the cache.
 
     Raises:
         Unmergeable: for sequences in a layout that only a copy makes fit.
     """
     if results[0].numel():
-        prepared = prepared_for(op, arguments, results, time_dim, masks, offsets, read_again)
+        prepared = prepared_for(op, arguments, results, time_dim, masks, offsets)
         execute(prepared, operands_of(arguments, results, masks), offsets)
 
 
@@ -133,13 +124,12 @@ def prepared_for(
     time_dim: int,
     masks: Sequence[Tensor | None],
     offsets: Tensor | None = None,
-    read_again: bool = False,
 ) -> Prepared:
     """What a call with such operands needs, made for the first of its kind; there is something to compute."""
     threads, sequences = torch.get_num_threads(), 0 if offsets is None else offsets.shape[0] - 1
     # The results need no place in the key: their strides follow from the arguments.
     key: tuple[Any, ...] = (
-        *(op.name, time_dim, threads, sequences, read_again, results[0].dtype, results[-1].numel()),
+        *(op.name, time_dim, threads, sequences, results[0].dtype, results[-1].numel()),
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in arguments],
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in masks],
     )
@@ -150,7 +140,7 @@ def prepared_for(
         operands = operands_of(arguments, results, masks)
         masked = len(operands) > len(arguments) + len(results)
         op = _masked(op) if masked else op
-        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads, sequences, read_again)
+        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads, sequences)
     return prepared
 
 
@@ -166,10 +156,7 @@ def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor |
     plan, chunks, scratch, threads = prepared.plan, prepared.chunks, prepared.scratch, prepared.threads
     where = plan.address, pointers.buffer_info()[0], scratch
     if prepared.again is None:
-        function = prepared.kernel
-        if prepared.plain is not None and any(pointers[k] % CACHE_LINE for k in prepared.results):
-            function = prepared.plain()
-        team.run(function, *where, plan.tasks, chunks, threads, (pointers, operands, offsets))
+        team.run(prepared.kernel, *where, plan.tasks, chunks, threads, (pointers, operands, offsets))
         return
     marks = np.empty(prepared.marks, dtype=np.uint8)
     pointers.append(marks.ctypes.data)
@@ -179,13 +166,7 @@ def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor |
 
 
 def _prepare(
-    op: Op,
-    operands: Sequence[Tensor | None],
-    like: Tensor,
-    time_dim: int,
-    threads: int,
-    sequences: int,
-    read_again: bool,
+    op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int, sequences: int
 ) -> Prepared:
     conversions: dict[int, Callable[[Tensor], Tensor]] = {}
     tensors = list(operands)
@@ -206,31 +187,13 @@ def _prepare(
             tensors[k] = conversions[k](_present(tensors[k]))
         plan = _plan(op, tensors, like, time_dim, threads, 0)
     made = op.name, op.body, like.dtype, plan.width, plan.group
-    streamed = not (sequences or read_again) and _is_streamed(op, plan, like, time_dim)
-    function, again = kernels_of_pieces(*made) if plan.pieces > 1 else (kernel(*made, streamed), None)
+    function, again = kernels_of_pieces(*made) if plan.pieces > 1 else (kernel(*made), None)
     most = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
     worth = most if plan.pieces > 1 else like.numel() // STEPS_PER_CHUNK
     chunks = max(1, min(plan.tasks * plan.pieces, worth, most))
     scratch = plan.scratch * op.body.carries
     marks = scratch * plan.tasks * plan.pieces * plan.marks
-    return Prepared(
-        *(plan, function, tuple(conversions.items()), scratch, chunks, again, marks, threads),
-        plain=functools.partial(kernel, *made) if streamed else None,
-        results=tuple(k for k, role in enumerate(op.roles) if role == RESULT),
-    )
-
-
-def _is_streamed(op: Op, plan: Plan, like: Tensor, time_dim: int) -> bool:
-    """Whether results are so large that they should go past the caches, and every block of them is whole cache lines.
-
-    Results are dense, so a step of them is as long as the stride of time, and the steps of all others lie behind it.
-    """
-    size = op.roles.count(RESULT) * like.numel() * like.itemsize
-    if size < STREAMED_BYTES or plan.group or plan.pieces > 1 or WANTED in op.roles:
-        return False
-    lanes, strip = int(plan.words[INNER]), int(plan.words[STRIP])
-    whole = all(n % plan.width == 0 for n in (lanes, strip, like.stride(time_dim)))
-    return whole and plan.width * like.itemsize % CACHE_LINE == 0
+    return Prepared(plan, function, tuple(conversions.items()), scratch, chunks, again, marks, threads)
 
 
 def _check(op: Op, k: int, x: Tensor | None, role: str) -> None:

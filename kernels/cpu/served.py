@@ -99,7 +99,7 @@ class Served:
         def fill(args: tuple[Any, ...]) -> None:
             call = self.takes(args, shape)
             offsets = offsets_of(self.op, args)
-            dispatch.run(call.kernel, call.arguments, steps, call.time_dim, call.masks, offsets, call.moments)
+            dispatch.run(call.kernel, call.arguments, steps, call.time_dim, call.masks, offsets)
 
         compute(self.op, args, results, self.recurrence, fill)
         _add_moments(self.takes(args, shape), results)
@@ -109,8 +109,7 @@ class Served:
     def prepared(self, args: Sequence[Any], results: tuple[Tensor, ...]) -> Prepared:
         """What was prepared for a call with these arguments and results."""
         call = self.takes(args, results[0].shape)
-        given = call.kernel, call.arguments, results[self.steps], call.time_dim, call.masks
-        return prepared_for(*given, read_again=call.moments)
+        return prepared_for(call.kernel, call.arguments, results[self.steps], call.time_dim, call.masks)
 
     def fill(self, results: tuple[Tensor, ...], args: Sequence[Any], prepared: Prepared) -> None:
         """Compute what a call like the one that ``prepared`` was for results in."""

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from .blocks import Block, block_constant, zeros
 from .geometry import GAP, HEADER, INNER, OUTER_DIMENSIONS, SEQUENCES, SPLIT, STEPS, STRIP, TABLES
 from .masks import UNMASKED, Masks, masked_by
-from .memory import advance, after_streaming, load_carries, load_words, read, store_carries
+from .memory import advance, load_carries, load_words, read, store_carries
 from .numbers import Number
 from .simd import inlined
 
@@ -227,10 +227,10 @@ def row_walk(body: Body, number: Number, width: int, group: int) -> Walk:
     return Walk(locate, enter, go, width // group)
 
 
-def _one_step(body: Body, number: Number, width: int, streamed: bool) -> Callable[..., None]:
+def _one_step(body: Body, number: Number, width: int) -> Callable[..., None]:
     """One time step of a strip of at least ``width`` lanes, whose carries rest in scratch memory between two steps."""
     function, reverse, count, size = body.function, body.reverse, body.carries, number.element.bitwidth // 8
-    block = block_constant(Block(number, width, width, True, reverse, streamed))
+    block = block_constant(Block(number, width, width, True, reverse))
 
     @inlined
     def one_step(
@@ -253,12 +253,12 @@ def _one_step(body: Body, number: Number, width: int, streamed: bool) -> Callabl
     return one_step
 
 
-def strip_walk(body: Body, number: Number, width: int, streamed: bool = False) -> Walk:
+def strip_walk(body: Body, number: Number, width: int) -> Walk:
     """A strip of at least ``width`` contiguous lanes."""
     reverse, size = body.reverse, number.element.bitwidth // 8
-    block = block_constant(Block(number, width, width, True, reverse, streamed))
+    block = block_constant(Block(number, width, width, True, reverse))
     origin, first_carries = _origin(body.operands), _first_carries(body)
-    one_step = _one_step(body, number, width, streamed)
+    one_step = _one_step(body, number, width)
 
     @inlined
     def locate(plan: int, pointers: int, task: int) -> Any:
@@ -286,13 +286,10 @@ def strip_walk(body: Body, number: Number, width: int, streamed: bool = False) -
     return Walk(locate, enter, go, 1)
 
 
-def strips(body: Body, number: Number, width: int, streamed: bool = False) -> Kernel:
-    """The kernel of ``body`` for data of which at least ``width`` lanes are contiguous. A task is a strip of lanes.
-
-    ``streamed``: results are stored past the caches; then every block of lanes is a whole number of cache lines.
-    """
+def strips(body: Body, number: Number, width: int) -> Kernel:
+    """The kernel of ``body`` for data of which at least ``width`` lanes are contiguous. A task is a strip of lanes."""
     layout_at, sequence_at = layout_of(body.operands), _sequence(body.operands)
-    locate, enter, go, _ = strip_walk(body, number, width, streamed)
+    locate, enter, go, _ = strip_walk(body, number, width)
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
         layout, steps, gap, sequences = layout_at(plan), word(plan, STEPS), word(plan, GAP), word(plan, SEQUENCES)
@@ -303,7 +300,5 @@ def strips(body: Body, number: Number, width: int, streamed: bool = False) -> Ke
             lane = start, first_lane, lanes
             enter(lane, layout, scratch, gap)
             go(lane, layout, steps, 0, steps, scratch, gap)
-        if streamed:
-            after_streaming()
 
     return kernel

@@ -26,12 +26,13 @@ from llvmlite import ir
 from numba import types
 
 from .compile import Compiled, compiled_once
-from .memory import CACHE_LINE, WORD, load_words, pointer_to
+from .memory import WORD, load_words, pointer_to
 from .pool import POOL
 from .simd import intrinsic
 
 # A job: counters of the chunks and of the threads that have come, then what they need to know. 64-bit words.
 NEXT, CAME, KERNEL, PLAN, POINTERS, SCRATCH, SCRATCH_BYTES, TASKS, CHUNKS, THREADS = range(10)
+CACHE_LINE = 64
 
 _local = threading.local()
 _is_child = [False]
