@@ -22,6 +22,7 @@ import torch
 from numba import types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from .measured import measured_strips
 from .numbers import NUMBERS
 from .pieces import pieces
 from .simd import njit
@@ -95,12 +96,19 @@ _kernels: dict[tuple[Any, ...], Compiled] = {}
 
 
 def kernel(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> Compiled:
-    """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or of strips (0)."""
+    """The machine code of ``op`` for data of ``dtype``: rows of ``group`` lanes, or strips if that is 0."""
     number = NUMBERS[dtype]
     made = (
         functools.partial(rows, body, number, width, group) if group else functools.partial(strips, body, number, width)
     )
     return compiled_once((op, number.name, width, group), made)
+
+
+def kernel_of_measured_strips(op: str, body: Body, dtype: torch.dtype, width: int, result: int) -> Compiled:
+    """The same for strips, with the moments of the operand ``result``."""
+    number = NUMBERS[dtype]
+    made = functools.partial(measured_strips, body, number, width, result)
+    return compiled_once((op, number.name, width, 0, "moments"), made)
 
 
 def kernels_of_pieces(op: str, body: Body, dtype: torch.dtype, width: int, group: int) -> tuple[Compiled, Compiled]:

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..dtypes import accumulate_dtype
 from ..specs import plain_names
 from . import team
-from .compile import Compiled, kernel, kernels_of_pieces
+from .compile import Compiled, kernel, kernel_of_measured_strips, kernels_of_pieces
 from .geometry import ABSENT, ONE, ONE_DOUBLE, Operand, Plan, Unmergeable, make_plan
+from .moments import kernel_of_measured_rows, measure_parts
 from .strategies import Body
 
 # What the operands of an op are. A float may be absent, which counts as zero. A discount may stay a float64 scalar.
@@ -54,7 +55,8 @@ class Prepared(NamedTuple):
     """What a call needs that does not change while shapes, strides and dtypes stay the same.
 
     ``conversions``: operands whose dtype or layout no kernel takes, with what to do about it before each call. ``again``: the
-    second kernel where time is cut into pieces. ``marks``: bytes for theirs.
+    second kernel where time is cut into pieces. ``marks``: bytes for theirs. ``result``: the operand whose moments may be
+    wanted. ``around``: the kernel that has rows computed and measures them.
     """
 
     plan: Plan
@@ -65,6 +67,8 @@ class Prepared(NamedTuple):
     again: Compiled | None
     marks: int
     threads: int
+    result: int
+    around: Compiled | None
 
 
 _prepared: dict[Any, Prepared] = {}
@@ -84,8 +88,9 @@ def run(
     time_dim: int,
     masks: Sequence[Tensor | None] = (),
     offsets: Tensor | None = None,
-) -> None:
-    """Compute ``op`` into ``results``.
+    measured: bool = False,
+) -> np.ndarray | None:
+    """Compute ``op`` into ``results``. Returns the moments of the parts of the first, if they are wanted and there are any.
 
     Args:
         op: its kernel family.
@@ -96,13 +101,15 @@ def run(
         masks: its ``valid`` and, of an op that knows it, ``skip``.
         offsets: of sequences packed along time. They must fit (:func:`.packed.check_offsets`): nothing else keeps the kernel
             within its memory.
+        measured: whether moments are wanted.
 
     Raises:
         Unmergeable: for sequences in a layout that only a copy makes fit.
     """
-    if results[0].numel():
-        prepared = prepared_for(op, arguments, results, time_dim, masks, offsets)
-        execute(prepared, operands_of(arguments, results, masks), offsets)
+    if not results[0].numel():
+        return None
+    prepared = prepared_for(op, arguments, results, time_dim, masks, offsets, measured)
+    return execute(prepared, operands_of(arguments, results, masks), offsets)
 
 
 def operands_of(
@@ -124,12 +131,13 @@ def prepared_for(
     time_dim: int,
     masks: Sequence[Tensor | None],
     offsets: Tensor | None = None,
+    measured: bool = False,
 ) -> Prepared:
     """What a call with such operands needs, made for the first of its kind; there is something to compute."""
     threads, sequences = torch.get_num_threads(), 0 if offsets is None else offsets.shape[0] - 1
     # The results need no place in the key: their strides follow from the arguments.
     key: tuple[Any, ...] = (
-        *(op.name, time_dim, threads, sequences, results[0].dtype, results[-1].numel()),
+        *(op.name, time_dim, threads, sequences, measured, results[0].dtype, results[-1].numel()),
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in arguments],
         *[None if x is None else (x.shape, x.stride(), x.dtype, x.is_cpu) for x in masks],
     )
@@ -140,33 +148,49 @@ def prepared_for(
         operands = operands_of(arguments, results, masks)
         masked = len(operands) > len(arguments) + len(results)
         op = _masked(op) if masked else op
-        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads, sequences)
+        prepared = _prepared[key] = _prepare(op, operands, results[0], time_dim, threads, sequences, measured)
     return prepared
 
 
-def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor | None = None) -> None:
-    """Run the kernel on these operands, on as many threads as it was prepared for."""
+def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor | None = None) -> np.ndarray | None:
+    """Run the kernel on these operands, on as many threads as it was prepared for. Returns the moments of parts, if wanted."""
     for k, convert in prepared.conversions:
         x = operands[k]
         operands[k] = None if x is None else convert(x)
     pointers = array("q", [_ZERO if x is None else x.data_ptr() for x in operands])
+    plan, chunks, scratch, threads = prepared.plan, prepared.chunks, prepared.scratch, prepared.threads
+    partials = np.empty((plan.parts, 3)) if plan.parts else None
+    marks = np.empty(prepared.marks, dtype=np.uint8) if prepared.again else None
+    # What the kernel finds behind the operands: one of these three.
     if offsets is not None:
         offsets = offsets.long().contiguous()
         pointers.append(offsets.data_ptr())
-    plan, chunks, scratch, threads = prepared.plan, prepared.chunks, prepared.scratch, prepared.threads
-    where = plan.address, pointers.buffer_info()[0], scratch
-    if prepared.again is None:
-        team.run(prepared.kernel, *where, plan.tasks, chunks, threads, (pointers, operands, offsets))
-        return
-    marks = np.empty(prepared.marks, dtype=np.uint8)
-    pointers.append(marks.ctypes.data)
-    where, kept = (plan.address, pointers.buffer_info()[0], scratch), (pointers, operands, marks)
-    team.run(prepared.kernel, *where, plan.tasks * plan.pieces, chunks, threads, kept)
-    team.run(prepared.again, *where, plan.tasks, min(plan.tasks, chunks), threads, kept)
+    elif marks is not None:
+        pointers.append(marks.ctypes.data)
+    elif partials is not None:
+        pointers.append(partials.ctypes.data)
+    function, given, kept = prepared.kernel, pointers, (pointers, operands, offsets, marks, partials)
+    if partials is not None and prepared.around is not None:
+        function = prepared.around
+        own = pointers.buffer_info()[0]
+        given = array("q", [prepared.kernel.address, own, pointers[prepared.result], partials.ctypes.data])
+    where = plan.address, given.buffer_info()[0], scratch
+    team.run(function, *where, plan.tasks * plan.pieces, chunks, threads, (given, kept))
+    if prepared.again is not None:
+        team.run(prepared.again, *where, plan.tasks, min(plan.tasks, chunks), threads, kept)
+    if partials is not None and not plan.together:
+        measure_parts(_present(operands[prepared.result]), plan.address, partials, min(plan.parts, chunks), threads)
+    return partials
 
 
 def _prepare(
-    op: Op, operands: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int, sequences: int
+    op: Op,
+    operands: Sequence[Tensor | None],
+    like: Tensor,
+    time_dim: int,
+    threads: int,
+    sequences: int,
+    measured: bool,
 ) -> Prepared:
     conversions: dict[int, Callable[[Tensor], Tensor]] = {}
     tensors = list(operands)
@@ -178,22 +202,43 @@ def _prepare(
         conversions[k] = _to(like.dtype)
         tensors[k] = x.to(like.dtype)
     try:
-        plan = _plan(op, tensors, like, time_dim, threads, sequences)
+        plan = _plan(op, tensors, like, time_dim, threads, sequences, measured)
     except Unmergeable as problem:
         if sequences:
             raise
         for k in problem.operands:
             conversions[k] = _copied_like(like, op.roles[k])
             tensors[k] = conversions[k](_present(tensors[k]))
-        plan = _plan(op, tensors, like, time_dim, threads, 0)
-    made = op.name, op.body, like.dtype, plan.width, plan.group
-    function, again = kernels_of_pieces(*made) if plan.pieces > 1 else (kernel(*made), None)
+        plan = _plan(op, tensors, like, time_dim, threads, 0, measured)
+    function, again, around = _kernels(op, plan, like.dtype)
     most = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
     worth = most if plan.pieces > 1 else like.numel() // STEPS_PER_CHUNK
     chunks = max(1, min(plan.tasks * plan.pieces, worth, most))
-    scratch = plan.scratch * op.body.carries
-    marks = scratch * plan.tasks * plan.pieces * plan.marks
-    return Prepared(plan, function, tuple(conversions.items()), scratch, chunks, again, marks, threads)
+    carries = plan.scratch * op.body.carries
+    marks = carries * plan.tasks * plan.pieces * plan.marks
+    scratch = plan.states + carries
+    return Prepared(
+        plan,
+        function,
+        tuple(conversions.items()),
+        scratch,
+        chunks,
+        again,
+        marks,
+        threads,
+        op.roles.index(RESULT),
+        around,
+    )
+
+
+def _kernels(op: Op, plan: Plan, dtype: torch.dtype) -> tuple[Compiled, Compiled | None, Compiled | None]:
+    """The one that computes, that which begins pieces of time again, and that which has rows measured."""
+    made = op.name, op.body, dtype, plan.width, plan.group
+    if plan.pieces > 1:
+        return *kernels_of_pieces(*made), None
+    if plan.together and not plan.group:
+        return kernel_of_measured_strips(op.name, op.body, dtype, plan.width, op.roles.index(RESULT)), None, None
+    return kernel(*made), None, kernel_of_measured_rows(dtype) if plan.together else None
 
 
 def _check(op: Op, k: int, x: Tensor | None, role: str) -> None:
@@ -219,7 +264,15 @@ def _copied_like(like: Tensor, role: str) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.empty_like(layout, device="cpu").copy_(x)
 
 
-def _plan(op: Op, tensors: Sequence[Tensor | None], like: Tensor, time_dim: int, threads: int, sequences: int) -> Plan:
+def _plan(
+    op: Op,
+    tensors: Sequence[Tensor | None],
+    like: Tensor,
+    time_dim: int,
+    threads: int,
+    sequences: int,
+    measured: bool,
+) -> Plan:
     nothing = (0,) * like.dim()
     operands = []
     for k, (x, role) in enumerate(zip(tensors, op.roles, strict=True)):
@@ -239,6 +292,6 @@ def _plan(op: Op, tensors: Sequence[Tensor | None], like: Tensor, time_dim: int,
             own = tuple([stride * x.itemsize for stride in full.stride()])
             operands.append(Operand(own, x.itemsize, ONE_DOUBLE if is_double else None))
     # Only as many parts as there are threads: strips are better long than many.
-    parts = min(threads, like.numel() // STEPS_PER_CHUNK)
+    shares = min(threads, like.numel() // STEPS_PER_CHUNK)
     itemsize = accumulate_dtype(like.dtype).itemsize
-    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), itemsize, parts, sequences)
+    return make_plan(like.shape, time_dim, operands, op.roles.index(RESULT), itemsize, shares, sequences, measured)

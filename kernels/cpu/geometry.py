@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import parts as cut_up
+from .parts import Parts
+
 # How an operand lies along a block. ONE_DOUBLE: a single float64, whatever the kernel computes in. ABSENT: a result
 # that nobody asked for.
 CONTIGUOUS, ONE, ONE_DOUBLE, GATHERED, ABSENT = range(5)
@@ -26,11 +29,14 @@ CONTIGUOUS, ONE, ONE_DOUBLE, GATHERED, ABSENT = range(5)
 # The plan of a kernel, in 64-bit words. STEPS: of time. INNER: rows in the innermost dimension of rows, or lanes to be
 # cut into strips of STRIP. SPLIT: lanes in the inner of the two lane dimensions of a block. GAP: from carry to carry in
 # scratch memory. PIECES: that time is cut into, of PIECE steps with MARKS, EVERY so many steps. SEQUENCES: that are packed
-# along time, or 0. Then tables with one word per operand: kind, time stride, lane stride, outer lane stride, stride of the
-# INNER rows, and from sequence to sequence (of what has one step for each). Then OUTER_DIMENSIONS times a size and one stride
-# per operand, the innermost first. All strides in bytes.
-STEPS, INNER, STRIP, SPLIT, GAP, PIECES, PIECE, EVERY, MARKS, SEQUENCES, OUTER_DIMENSIONS = range(11)
-HEADER, TABLES = 11, 6
+# along time, or 0. ROWS: there are, of which EACH are computed before they are measured. NUMBERS and the following: the
+# fields of Parts, where moments are wanted. Then tables with one word per operand: kind, time stride, lane stride, outer
+# lane stride, stride of the INNER rows, and from sequence to sequence (of what has one step for each). Then
+# OUTER_DIMENSIONS times a size and one stride per operand, the innermost first. All strides in bytes.
+STEPS, INNER, STRIP, SPLIT, GAP, PIECES, PIECE, EVERY, MARKS, SEQUENCES, OUTER_DIMENSIONS, ROWS, EACH, NUMBERS = range(
+    14
+)
+HEADER, TABLES = NUMBERS + len(Parts._fields), 6
 
 REGISTER_BYTES = 64
 # The strip's carries should stay in the second-level cache, and a row of it should be long enough for the prefetcher.
@@ -40,6 +46,8 @@ MIN_PIECE = 2048
 STEPS_BETWEEN_MARKS = 256
 # In strips whose rows are shorter than this, two threads take as long as one.
 MIN_SHARED_STRIP_BYTES = 2 * 1024
+# Of moments that are under way: three float64.
+STATE_BYTES = 24
 
 
 class Operand(NamedTuple):
@@ -69,8 +77,10 @@ class Cut(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """``width`` and ``group`` make the kernel; ``group == 0`` stands for strips. ``tasks``: rows, or strips. ``scratch``: bytes
-    for each carry. ``pieces``: that time is cut into, each with so many ``marks``."""
+    """``width`` and ``group`` make the kernel; ``group == 0`` stands for strips. ``tasks``: rows, or strips, or of rows as many
+    as are in a part that is measured. ``scratch``: bytes for each carry. ``pieces``: that time is cut into, each with so many
+    ``marks``. ``parts``: of which moments are to be taken. ``states``: bytes for those that are under way. ``together``:
+    whether they are taken by the kernel that computes the numbers."""
 
     width: int
     group: int
@@ -80,6 +90,19 @@ class Plan(NamedTuple):
     address: int
     pieces: int
     marks: int
+    parts: int
+    states: int
+    together: bool
+
+
+class Request(NamedTuple):
+    """What a plan is wanted for, beside its shape: see :func:`make_plan`."""
+
+    operands: Sequence[Operand]
+    itemsize: int
+    shares: int
+    sequences: int
+    measured: bool
 
 
 class Unmergeable(ValueError):
@@ -108,17 +131,20 @@ def make_plan(
     operands: Sequence[Operand],
     result: int,
     itemsize: int,
-    parts: int = 1,
+    shares: int = 1,
     sequences: int = 0,
+    measured: bool = False,
 ) -> Plan:
     """The plan for these operands. ``result``: which of them is laid out as all results are. ``itemsize``: of a number in a
-    register. ``parts``: how many tasks or pieces there should be at least, if the data are enough, for as many threads.
+    register. ``shares``: how many tasks or pieces there should be at least, if the data are enough, for as many threads.
     ``sequences``: how many are packed along time; then a row or strip of one sequence is a task, and time is not cut.
+    ``measured``: whether moments of a result are wanted.
 
     Raises:
         Unmergeable: if the lanes inside a time step make more than two dimensions and too few lanes.
     """
     full = REGISTER_BYTES // itemsize
+    request = Request(operands, itemsize, shares, sequences, measured)
     time = Dimension(shape[time_dim], tuple(x.strides[time_dim] for x in operands))
     lanes = [
         Dimension(size, tuple(x.strides[d] for x in operands))
@@ -131,13 +157,13 @@ def make_plan(
     packed, rest = _innermost(inside, full)
     count = math.prod(d.size for d in packed)
     if count >= full:
-        return _strips(time, packed, outside + rest, operands, full, itemsize, parts, sequences)
+        return _strips(time, packed, rest, outside, full, request)
     if rest:
         raise Unmergeable(_culprits(inside))
     width = full // count * count
     while count == 1 and width > 4 and width > time.size:
         width //= 2
-    return _rows(time, packed, outside, operands, width, count, itemsize, parts, sequences)
+    return _rows(time, packed, outside, width, count, request)
 
 
 def _innermost(inside: list[Dimension], full: int) -> tuple[list[Dimension], list[Dimension]]:
@@ -179,63 +205,100 @@ def _kinds(
 def _words(
     time: Dimension,
     packed: list[Dimension],
-    operands: Sequence[Operand],
     kinds: tuple[int, ...],
     inner: Dimension,
     strip: int,
     outer: list[Dimension],
     gap: int,
     cut: Cut,
-    sequences: int,
+    rows: tuple[int, int],
+    parts: Parts | None,
+    request: Request,
 ) -> np.ndarray:
     nothing = (0,) * len(kinds)
     lane = packed[-1] if packed else Dimension(1, nothing)
     outer_lane = packed[0] if len(packed) > 1 else Dimension(1, nothing)
-    words = [time.size, inner.size, strip, lane.size, gap, *cut, sequences, len(outer)]
-    words += [*kinds, *time.strides, *lane.strides, *outer_lane.strides, *inner.strides, *(x.each for x in operands)]
+    words = [time.size, inner.size, strip, lane.size, gap, *cut, request.sequences, len(outer), *rows]
+    words += parts if parts else (0,) * len(Parts._fields)
+    words += [
+        *kinds,
+        *time.strides,
+        *lane.strides,
+        *outer_lane.strides,
+        *inner.strides,
+        *(x.each for x in request.operands),
+    ]
     for d in reversed(outer):
         words += [d.size, *d.strides]
     return np.array(words, dtype=np.int64)
 
 
 def _rows(
-    time: Dimension,
-    packed: list[Dimension],
-    outside: list[Dimension],
-    operands: Sequence[Operand],
-    width: int,
-    group: int,
-    itemsize: int,
-    parts: int,
-    sequences: int,
+    time: Dimension, packed: list[Dimension], outside: list[Dimension], width: int, group: int, request: Request
 ) -> Plan:
-    *outer, inner = outside or [Dimension(1, (0,) * len(operands))]
-    tasks, gap = math.prod(d.size for d in outside) * max(1, sequences), group * itemsize
-    cut = cut_time(time.size, tasks, 1 if sequences else parts, width // group)
-    kinds = _kinds(operands, time, packed, group, False)
-    words = _words(time, packed, operands, kinds, inner, 0, outer, gap, cut, sequences)
-    return Plan(width, group, tasks, gap if cut.pieces > 1 else 0, words, words.ctypes.data, cut.pieces, cut.marks)
+    _, itemsize, shares, sequences, measured = request
+    *outer, inner = outside or [Dimension(1, (0,) * len(request.operands))]
+    rows, gap = math.prod(d.size for d in outside), group * itemsize
+    tasks = rows * max(1, sequences)
+    cut = cut_time(time.size, tasks, 1 if sequences else shares, width // group)
+    cut_row = cut_up.of_rows(rows, time.size * group, width)
+    parts = _parts(cut_row, request)
+    together = measured and cut.pieces == 1 and not sequences
+    each = max(1, cut_row.across // (time.size * group))
+    if together:
+        tasks = -(-rows // each)
+    kinds = _kinds(request.operands, time, packed, group, False)
+    words = _words(time, packed, kinds, inner, 0, outer, gap, cut, (rows, each), parts, request)
+    return Plan(
+        *(
+            width,
+            group,
+            tasks,
+            gap if cut.pieces > 1 else 0,
+            words,
+            words.ctypes.data,
+            cut.pieces,
+            cut.marks,
+        ),
+        *(parts.how_many if parts else 0, 0, together),
+    )
 
 
 def _strips(
     time: Dimension,
     packed: list[Dimension],
-    outer: list[Dimension],
-    operands: Sequence[Operand],
+    rest: list[Dimension],
+    outside: list[Dimension],
     width: int,
-    itemsize: int,
-    parts: int,
-    sequences: int,
+    request: Request,
 ) -> Plan:
-    total, others = math.prod(d.size for d in packed), math.prod(d.size for d in outer) * max(1, sequences)
-    share = max(-(-total // max(1, -(-parts // others))), MIN_SHARED_STRIP_BYTES // itemsize)
-    strip = strip_size(total, width, min(MAX_STRIP_BYTES // itemsize, share))
-    inner = Dimension(total, (0,) * len(operands))
+    _, itemsize, shares, sequences, measured = request
+    total, outer = math.prod(d.size for d in packed), outside + rest
+    others = math.prod(d.size for d in outer) * max(1, sequences)
+    least, most = MIN_SHARED_STRIP_BYTES // itemsize, MAX_STRIP_BYTES // itemsize
+    # Of a part that is measured every lane is in one strip.
+    unit = strip_size(total, width, max(least, min(most, cut_up.PART // time.size))) if measured else width
+    share = max(-(-total // max(1, -(-shares // others))), least)
+    strip = strip_size(total, width, min(most, share), unit)
+    inner = Dimension(total, (0,) * len(request.operands))
     tasks, gap = others * -(-total // strip), strip * itemsize
-    cut = cut_time(time.size, tasks, 1 if sequences else parts, 1)
-    kinds = _kinds(operands, time, packed, width, True)
-    words = _words(time, packed, operands, kinds, inner, strip, outer, gap, cut, sequences)
-    return Plan(width, 0, tasks, gap, words, words.ctypes.data, cut.pieces, cut.marks)
+    cut = cut_time(time.size, tasks, 1 if sequences else shares, 1)
+    together = measured and cut.pieces == 1 and not sequences
+    around, blocks = (math.prod(d.size for d in dimensions) for dimensions in (rest, outside))
+    parts = _parts(cut_up.of_lanes(time.size, around, total, unit, blocks), request)
+    kinds = _kinds(request.operands, time, packed, width, True)
+    words = _words(time, packed, kinds, inner, strip, outer, gap, cut, (0, 0), parts, request)
+    return Plan(
+        *(width, 0, tasks, gap, words, words.ctypes.data, cut.pieces, cut.marks),
+        *(parts.how_many if parts else 0, STATE_BYTES * -(-strip // unit) if together else 0, together),
+    )
+
+
+def _parts(parts: Parts, request: Request) -> Parts | None:
+    """Those of which moments are taken. Packed sequences end where the data say, not the shape."""
+    if not request.measured:
+        return None
+    return cut_up.of_numbers(parts.numbers) if request.sequences else parts
 
 
 def cut_time(steps: int, tasks: int, parts: int, stride: int) -> Cut:
@@ -250,12 +313,14 @@ def cut_time(steps: int, tasks: int, parts: int, stride: int) -> Cut:
     return Cut(pieces, marks * every, every, marks)
 
 
-def strip_size(total: int, width: int, limit: int) -> int:
+def strip_size(total: int, width: int, limit: int, unit: int | None = None) -> int:
     """Lanes per strip: whole registers, at most about ``limit``, and never a last strip too small for one register.
 
-    Where strips end makes no difference to a result: every lane is computed by the same instructions in any of them.
+    ``unit``: what it is a multiple of, if not of a register. Where strips end makes no difference to a result: every lane is
+    computed by the same instructions in any of them.
     """
-    strip = -(-min(total, limit) // width) * width
+    unit = width if unit is None else unit
+    strip = -(-min(total, limit) // unit) * unit
     while total > strip and 0 < total % strip < width:
-        strip += width
+        strip += unit
     return strip

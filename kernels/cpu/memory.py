@@ -316,3 +316,15 @@ def store_carries(typing_context: Any, io: Any, address: Any, gap: Any, carries:
         return context.get_dummy_value()
 
     return types.void(io, address, types.int64, carries), codegen
+
+
+@intrinsic
+def call(typing_context: Any, function: Any, plan: Any, pointers: Any, scratch: Any, begin: Any, end: Any) -> Any:
+    """Call the kernel at an address."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.VoidType(), [WORD] * 5)
+        builder.call(pointer_to(builder, args[0], kind), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 6), codegen

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +19,9 @@ from ..repeat import NOTES, Key, Noted, Repeat, Serve
 from ..repeat import forget as forget_repeats
 from ..results import Results
 from ..specs import ALL_SPECS, allocate, plain_names
-from ..textbook import counted
 from . import dispatch
 from .dispatch import Op, Prepared, execute, operands_of, prepared_for
-from .reduce import measure
+from .moments import merge
 from .sequences import compute, offsets_of
 
 _MOST_KEPT = 4096
@@ -98,29 +98,29 @@ class Served:
 
         def fill(args: tuple[Any, ...]) -> None:
             call = self.takes(args, shape)
-            offsets = offsets_of(self.op, args)
-            dispatch.run(call.kernel, call.arguments, steps, call.time_dim, call.masks, offsets)
+            given = call.kernel, call.arguments, steps, call.time_dim, call.masks
+            _add_moments(call, results, dispatch.run(*given, offsets_of(self.op, args), call.moments))
 
         compute(self.op, args, results, self.recurrence, fill)
-        _add_moments(self.takes(args, shape), results)
         note(self.op, args, results)
         return results if len(results) > 1 else results[0]
 
     def prepared(self, args: Sequence[Any], results: tuple[Tensor, ...]) -> Prepared:
         """What was prepared for a call with these arguments and results."""
         call = self.takes(args, results[0].shape)
-        return prepared_for(call.kernel, call.arguments, results[self.steps], call.time_dim, call.masks)
+        given = call.kernel, call.arguments, results[self.steps], call.time_dim, call.masks
+        return prepared_for(*given, measured=call.moments)
 
     def fill(self, results: tuple[Tensor, ...], args: Sequence[Any], prepared: Prepared) -> None:
         """Compute what a call like the one that ``prepared`` was for results in."""
         call = self.takes(args, results[0].shape)
-        execute(prepared, operands_of(call.arguments, results[self.steps], call.masks))
-        _add_moments(call, results)
+        partials = execute(prepared, operands_of(call.arguments, results[self.steps], call.masks))
+        _add_moments(call, results, partials)
 
 
-def _add_moments(call: Call, results: tuple[Tensor, ...]) -> None:
+def _add_moments(call: Call, results: tuple[Tensor, ...], partials: np.ndarray | None) -> None:
     if call.moments:
-        measure(results[0], counted(*call.masks) if call.masks else None, results[-1])
+        merge(partials, call.masks, results[0].shape, results[-1])
 
 
 def repeated(key: Key) -> Serve | None:

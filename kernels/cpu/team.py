@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 
 from .compile import Compiled, compiled_once
-from .memory import WORD, load_words, pointer_to
+from .memory import WORD, call, load_words, pointer_to
 from .pool import POOL
 from .simd import intrinsic
 
@@ -106,18 +106,6 @@ def _next_of(typing_context: Any, counter: Any) -> Any:
     return types.int64(counter), codegen
 
 
-@intrinsic
-def _call(typing_context: Any, function: Any, plan: Any, pointers: Any, scratch: Any, begin: Any, end: Any) -> Any:
-    """Call the kernel at an address."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        kind = ir.FunctionType(ir.VoidType(), [WORD] * 5)
-        builder.call(pointer_to(builder, args[0], kind), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 6), codegen
-
-
 def _member() -> Compiled:
     return compiled_once(("member",), lambda: _takes_chunks, types.void(types.intp))
 
@@ -131,5 +119,5 @@ def _takes_chunks(job: int) -> None:
     chunk = _next_of(job)
     while chunk < chunks:
         begin, end = tasks * chunk // chunks, tasks * (chunk + 1) // chunks
-        _call(kernel, plan, pointers, scratch + thread * scratch_bytes, begin, end)
+        call(kernel, plan, pointers, scratch + thread * scratch_bytes, begin, end)
         chunk = _next_of(job)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from tritonrl.kernels import compose, cpu, torch_backend
-from tritonrl.kernels.cpu import bodies, compile, dispatch, geometry, reduce, served, strategies
+from tritonrl.kernels.cpu import bodies, compile, dispatch, geometry, served, strategies
 from tritonrl.kernels.cpu.geometry import CONTIGUOUS, GATHERED, ONE, Dimension, Operand, cut_time, merged, strip_size
-from tritonrl.kernels.cpu.numbers import NUMBERS as NUMBERS_STORED
 from tritonrl.kernels.moments import measure
 from tritonrl.kernels.specs import SPECS
 
@@ -272,27 +271,6 @@ def test_next_values_are_derived_on_the_way(shape: tuple[int, ...], time_dim: in
     torch.testing.assert_close(found[2], measure(expected[0]))
 
 
-@pytest.mark.parametrize("dtype", NUMBERS_STORED)
-@pytest.mark.parametrize("numbers", [1, 15, 4096, 65537, 200_001])
-def test_moments_are_those_of_the_result_whatever_its_size(dtype: torch.dtype, numbers: int) -> None:
-    x, moments = (torch.randn(numbers) * 3 + 100).to(dtype), torch.empty(3, dtype=torch.float64)
-    reduce.measure(x, None, moments)
-    exact = x.double()
-    expected = torch.stack([torch.tensor(float(numbers)), exact.mean(), exact.var(correction=0) * numbers])
-    torch.testing.assert_close(moments, expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("extreme", [1e200, -1e200, math.inf, math.nan])
-def test_moments_beyond_all_numbers_are_not_finite_and_no_error(extreme: float) -> None:
-    x, moments = torch.zeros(3 * reduce.PART, dtype=torch.float64), torch.empty(3, dtype=torch.float64)
-    x[: reduce.PART] = extreme
-    for counts in (None, x == 0):
-        reduce.measure(x if counts is None else x.masked_fill(~counts, 0.0), counts, moments)
-        expected = measure(x, counts)
-        assert torch.equal(moments.isfinite(), expected.isfinite())
-        torch.testing.assert_close(moments[moments.isfinite()], expected[expected.isfinite()])
-
-
 def test_every_number_of_16_bits_comes_out_as_it_went_in() -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
@@ -360,10 +338,10 @@ def test_a_tensor_elsewhere_and_a_flag_that_is_none_are_refused_by_name() -> Non
 # Plans
 
 
-def plan(shape: tuple[int, ...], time_dim: int, *strides: tuple[int, ...], parts: int = 1) -> geometry.Plan:
+def plan(shape: tuple[int, ...], time_dim: int, *strides: tuple[int, ...], shares: int = 1) -> geometry.Plan:
     """A plan for float32 operands with these strides, the last of which is the result."""
     operands = [Operand(tuple(4 * s for s in x), 4) for x in strides]
-    return geometry.make_plan(shape, time_dim, operands, len(operands) - 1, 4, parts)
+    return geometry.make_plan(shape, time_dim, operands, len(operands) - 1, 4, shares)
 
 
 def kinds(made: geometry.Plan, operands: int) -> list[int]:
@@ -408,8 +386,8 @@ def test_strips_are_whole_registers_and_never_smaller_than_one() -> None:
 
 
 def test_threads_get_strips_of_their_own_only_if_those_are_long() -> None:
-    assert plan((100, 70), -2, (70, 1), parts=2).tasks == 1
-    assert plan((100, 8192), -2, (8192, 1), parts=2).tasks == 2
+    assert plan((100, 70), -2, (70, 1), shares=2).tasks == 1
+    assert plan((100, 8192), -2, (8192, 1), shares=2).tasks == 2
 
 
 def test_time_is_cut_only_where_there_are_too_few_rows_for_the_threads() -> None:
