@@ -216,18 +216,17 @@ def _prepare(
     chunks = max(1, min(plan.tasks * plan.pieces, worth, most))
     carries = plan.scratch * op.body.carries
     marks = carries * plan.tasks * plan.pieces * plan.marks
-    scratch = plan.states + carries
     return Prepared(
-        plan,
-        function,
-        tuple(conversions.items()),
-        scratch,
-        chunks,
-        again,
-        marks,
-        threads,
-        op.roles.index(RESULT),
-        around,
+        plan=plan,
+        kernel=function,
+        conversions=tuple(conversions.items()),
+        scratch=plan.states + carries,
+        chunks=chunks,
+        again=again,
+        marks=marks,
+        threads=threads,
+        result=op.roles.index(RESULT),
+        around=around,
     )
 
 

@@ -220,14 +220,8 @@ def _words(
     outer_lane = packed[0] if len(packed) > 1 else Dimension(1, nothing)
     words = [time.size, inner.size, strip, lane.size, gap, *cut, request.sequences, len(outer), *rows]
     words += parts if parts else (0,) * len(Parts._fields)
-    words += [
-        *kinds,
-        *time.strides,
-        *lane.strides,
-        *outer_lane.strides,
-        *inner.strides,
-        *(x.each for x in request.operands),
-    ]
+    words += [*kinds, *time.strides, *lane.strides, *outer_lane.strides, *inner.strides]
+    words += [x.each for x in request.operands]
     for d in reversed(outer):
         words += [d.size, *d.strides]
     return np.array(words, dtype=np.int64)
@@ -250,17 +244,17 @@ def _rows(
     kinds = _kinds(request.operands, time, packed, group, False)
     words = _words(time, packed, kinds, inner, 0, outer, gap, cut, (rows, each), parts, request)
     return Plan(
-        *(
-            width,
-            group,
-            tasks,
-            gap if cut.pieces > 1 else 0,
-            words,
-            words.ctypes.data,
-            cut.pieces,
-            cut.marks,
-        ),
-        *(parts.how_many if parts else 0, 0, together),
+        width=width,
+        group=group,
+        tasks=tasks,
+        scratch=gap if cut.pieces > 1 else 0,
+        words=words,
+        address=words.ctypes.data,
+        pieces=cut.pieces,
+        marks=cut.marks,
+        parts=parts.how_many if parts else 0,
+        states=0,
+        together=together,
     )
 
 
@@ -289,8 +283,17 @@ def _strips(
     kinds = _kinds(request.operands, time, packed, width, True)
     words = _words(time, packed, kinds, inner, strip, outer, gap, cut, (0, 0), parts, request)
     return Plan(
-        *(width, 0, tasks, gap, words, words.ctypes.data, cut.pieces, cut.marks),
-        *(parts.how_many if parts else 0, STATE_BYTES * -(-strip // unit) if together else 0, together),
+        width=width,
+        group=0,
+        tasks=tasks,
+        scratch=gap,
+        words=words,
+        address=words.ctypes.data,
+        pieces=cut.pieces,
+        marks=cut.marks,
+        parts=parts.how_many if parts else 0,
+        states=STATE_BYTES * -(-strip // unit) if together else 0,
+        together=together,
     )
 
 
