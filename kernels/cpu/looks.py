@@ -7,6 +7,7 @@ part looked at again: first for its mean, then for the deviations from it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ class Looks(NamedTuple):
     measure: Callable[..., None]
 
 
+@functools.cache
 def looks(number: Number) -> Looks:
     """The functions for numbers that are stored like ``number``."""
     load_many, load_one, size = _loading(number, WIDTH), _loading(number, 1), size_of(number.stored)

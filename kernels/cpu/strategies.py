@@ -16,6 +16,7 @@ address of scratch memory, and the range of tasks to do. It allocates nothing an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,6 +64,8 @@ def word(plan: int, index: int) -> int:
     return load_words(plan + 8 * index, 1)[0]
 
 
+# These and others that depend on no more than the number of operands are compiled once for all kernels with as many.
+@functools.cache
 def layout_of(operands: int) -> Callable[..., Any]:
     """The fields of ``io`` that stay the same through a whole kernel."""
 
@@ -76,6 +79,7 @@ def layout_of(operands: int) -> Callable[..., Any]:
     return layout
 
 
+@functools.cache
 def _origin(operands: int) -> Callable[..., Any]:
     """Where each operand begins at ``position``, which counts through all outer dimensions, the innermost fastest."""
 
@@ -143,6 +147,7 @@ def _some_steps(body: Body, number: Number, width: int, group: int) -> Callable[
     return some_steps
 
 
+@functools.cache
 def _inner_strides(operands: int) -> Callable[..., Any]:
     """The strides from row to row of the innermost dimension that is neither time nor in a block."""
 
@@ -153,6 +158,7 @@ def _inner_strides(operands: int) -> Callable[..., Any]:
     return inner_strides
 
 
+@functools.cache
 def _sequence(operands: int) -> Callable[..., Any]:
     """Where a sequence begins whose row or strip, with all sequences in it, begins at ``start``, and how many steps it has."""
 
@@ -253,12 +259,10 @@ def _one_step(body: Body, number: Number, width: int) -> Callable[..., None]:
     return one_step
 
 
-def strip_walk(body: Body, number: Number, width: int) -> Walk:
-    """A strip of at least ``width`` contiguous lanes."""
-    reverse, size = body.reverse, number.element.bitwidth // 8
-    block = block_constant(Block(number, width, width, True, reverse))
-    origin, first_carries = _origin(body.operands), _first_carries(body)
-    one_step = _one_step(body, number, width)
+@functools.cache
+def _strip(operands: int) -> Callable[..., Any]:
+    """Where the operands of a strip begin, its first lane, and how many it has."""
+    origin = _origin(operands)
 
     @inlined
     def locate(plan: int, pointers: int, task: int) -> Any:
@@ -266,6 +270,16 @@ def strip_walk(body: Body, number: Number, width: int) -> Walk:
         per_row = (total + strip - 1) // strip
         first_lane = task % per_row * strip
         return origin(plan, pointers, task // per_row), first_lane, min(strip, total - first_lane)
+
+    return locate
+
+
+def strip_walk(body: Body, number: Number, width: int) -> Walk:
+    """A strip of at least ``width`` contiguous lanes."""
+    reverse, size = body.reverse, number.element.bitwidth // 8
+    block = block_constant(Block(number, width, width, True, reverse))
+    locate, first_carries = _strip(body.operands), _first_carries(body)
+    one_step = _one_step(body, number, width)
 
     @inlined
     def enter(lane: Any, layout: Any, scratch: int, gap: int) -> None:
