@@ -35,6 +35,7 @@ def _small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.MIN_SHARED_STRIP_BYTES", 64)
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.MIN_PIECE", 200)
     monkeypatch.setattr("tritonrl.kernels.cpu.geometry.STEPS_BETWEEN_MARKS", 32)
+    monkeypatch.setattr("tritonrl.kernels.cpu.parts.PART", 256)
     served.forget()
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -124,6 +125,20 @@ def test_many_python_threads_may_call_at_once() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(calls, range(8)))
+
+
+def test_moments_may_be_taken_in_many_threads_at_once() -> None:
+    """Each of them in parts, by the kernel or behind it."""
+    cases = [(draw(shape, seed), time_dim) for seed, (shape, time_dim) in enumerate(SHAPES)]
+
+    def compute(i: int) -> tuple[Tensor, ...]:
+        data, time_dim = cases[i % len(cases)]
+        return kernels.gae(*data, gamma=0.99, lmbda=0.95, time_dim=time_dim, moments=True)
+
+    alone = [compute(i) for i in range(len(cases))]
+    with ThreadPoolExecutor(8) as pool:
+        for i, found in enumerate(pool.map(compute, range(200))):
+            assert same(found, alone[i % len(cases)])
 
 
 def test_gradients_may_be_taken_in_many_threads_at_once() -> None:
