@@ -17,7 +17,7 @@ from ..specs import plain_names
 from . import team
 from .compile import Compiled, kernel, kernel_of_measured_strips, kernels_of_pieces
 from .geometry import ABSENT, ONE, ONE_DOUBLE, Operand, Plan, Unmergeable, make_plan
-from .moments import kernel_of_measured_rows, measure_parts
+from .moments import kernel_of_measured_rows, measure_parts, room_for
 from .strategies import Body
 
 # What the operands of an op are. A float may be absent, which counts as zero. A discount may stay a float64 scalar.
@@ -89,7 +89,7 @@ def run(
     masks: Sequence[Tensor | None] = (),
     offsets: Tensor | None = None,
     measured: bool = False,
-) -> np.ndarray | None:
+) -> array[float] | None:
     """Compute ``op`` into ``results``. Returns the moments of the parts of the first, if they are wanted and there are any.
 
     Args:
@@ -152,14 +152,14 @@ def prepared_for(
     return prepared
 
 
-def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor | None = None) -> np.ndarray | None:
+def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor | None = None) -> array[float] | None:
     """Run the kernel on these operands, on as many threads as it was prepared for. Returns the moments of parts, if wanted."""
     for k, convert in prepared.conversions:
         x = operands[k]
         operands[k] = None if x is None else convert(x)
     pointers = array("q", [_ZERO if x is None else x.data_ptr() for x in operands])
     plan, chunks, scratch, threads = prepared.plan, prepared.chunks, prepared.scratch, prepared.threads
-    partials = np.empty((plan.parts, 3)) if plan.parts else None
+    partials = room_for(plan.parts) if plan.parts else None
     marks = np.empty(prepared.marks, dtype=np.uint8) if prepared.again else None
     # What the kernel finds behind the operands: one of these three.
     if offsets is not None:
@@ -168,18 +168,17 @@ def execute(prepared: Prepared, operands: list[Tensor | None], offsets: Tensor |
     elif marks is not None:
         pointers.append(marks.ctypes.data)
     elif partials is not None:
-        pointers.append(partials.ctypes.data)
+        pointers.append(partials.buffer_info()[0])
     function, given, kept = prepared.kernel, pointers, (pointers, operands, offsets, marks, partials)
-    if partials is not None and prepared.around is not None:
-        function = prepared.around
-        own = pointers.buffer_info()[0]
-        given = array("q", [prepared.kernel.address, own, pointers[prepared.result], partials.ctypes.data])
+    if partials is not None and prepared.around is not None:  # that calls the other, part by part
+        function, own = prepared.around, pointers.buffer_info()[0]
+        given = array("q", [prepared.kernel.address, own, pointers[prepared.result], pointers[-1]])
     where = plan.address, given.buffer_info()[0], scratch
     team.run(function, *where, plan.tasks * plan.pieces, chunks, threads, (given, kept))
     if prepared.again is not None:
         team.run(prepared.again, *where, plan.tasks, min(plan.tasks, chunks), threads, kept)
     if partials is not None and not plan.together:
-        measure_parts(_present(operands[prepared.result]), plan.address, partials, min(plan.parts, chunks), threads)
+        measure_parts(_present(operands[prepared.result]), plan, partials, chunks, threads)
     return partials
 
 

@@ -7,11 +7,11 @@ kernel is run. For a small rollout that is half of what the call took before.
 from __future__ import annotations
 
 import functools
+from array import array
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,7 +118,7 @@ class Served:
         _add_moments(call, results, partials)
 
 
-def _add_moments(call: Call, results: tuple[Tensor, ...], partials: np.ndarray | None) -> None:
+def _add_moments(call: Call, results: tuple[Tensor, ...], partials: array[float] | None) -> None:
     if call.moments:
         merge(partials, call.masks, results[0].shape, results[-1])
 
