@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import parts as cut_up
-from .parts import Parts
+from .parts import STATE_BYTES, Parts
 
 # How an operand lies along a block. ONE_DOUBLE: a single float64, whatever the kernel computes in. ABSENT: a result
 # that nobody asked for.
@@ -46,8 +46,6 @@ MIN_PIECE = 2048
 STEPS_BETWEEN_MARKS = 256
 # In strips whose rows are shorter than this, two threads take as long as one.
 MIN_SHARED_STRIP_BYTES = 2 * 1024
-# Of moments that are under way: three float64.
-STATE_BYTES = 24
 
 
 class Operand(NamedTuple):
@@ -304,12 +302,12 @@ def _parts(parts: Parts, request: Request) -> Parts | None:
     return cut_up.of_numbers(parts.numbers) if request.sequences else parts
 
 
-def cut_time(steps: int, tasks: int, parts: int, stride: int) -> Cut:
-    """Pieces so that all of ``parts`` threads have as many of them, where there are too few tasks for that.
+def cut_time(steps: int, tasks: int, shares: int, stride: int) -> Cut:
+    """Pieces so that all of ``shares`` threads have as many of them, where there are too few tasks for that.
 
     Pieces are whole multiples of ``stride`` steps. The first takes those as well that are left over.
     """
-    wanted = 1 if tasks >= 4 * parts else parts // math.gcd(tasks, parts)
+    wanted = 1 if tasks >= 4 * shares else shares // math.gcd(tasks, shares)
     every = STEPS_BETWEEN_MARKS // stride * stride
     marks = -(-(steps // max(1, min(wanted, steps // MIN_PIECE))) // every)
     pieces = max(1, -(-(steps - steps % stride) // (marks * every)))

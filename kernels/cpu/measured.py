@@ -6,11 +6,11 @@ For one sequence and time that is not cut, by each strategy in its own way. The 
 
 from __future__ import annotations
 
-from .geometry import EACH, GAP, INNER, NUMBERS, ROWS, STATE_BYTES, STEPS, STRIP
-from .looks import load_three, looks, store_three
+from .geometry import EACH, GAP, INNER, NUMBERS, ROWS, STEPS, STRIP
+from .looks import finish, load_three, looks, store_three
 from .memory import call, load_words
 from .numbers import Number, size_of
-from .parts import Parts
+from .parts import STATE_BYTES, Parts
 from .strategies import Body, Kernel, layout_of, strip_walk, word
 
 _REST, _LENGTH, _ACROSS, _DOWN = (
@@ -48,7 +48,7 @@ def measured_strips(body: Body, number: Number, width: int, result: int) -> Kern
     assert body.reverse
     n, size, layout_at = body.operands, size_of(number.stored), layout_of(body.operands)
     locate, enter, go, _ = strip_walk(body, number, width)
-    beginning, deviations, finish, _ = looks(number)
+    beginning, deviations, _ = looks(number)
 
     def kernel(plan: int, pointers: int, scratch: int, begin: int, end: int) -> None:
         layout, steps, gap, total = layout_at(plan), word(plan, STEPS), word(plan, GAP), word(plan, INNER)
@@ -76,7 +76,7 @@ def measured_strips(body: Body, number: Number, width: int, result: int) -> Kern
                     store_three(state, centre, sums, squares)
                     if t % down == 0:
                         part = first_part + t // down * rest * in_line + k // across
-                        where = partials + STATE_BYTES * part, address, min(down, steps - t), count, stride
-                        finish(*where, centre, sums, squares)
+                        numbers = min(down, steps - t) * count
+                        finish(partials + STATE_BYTES * part, numbers, centre, sums, squares)
 
     return kernel

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..textbook import counted
 from . import team
 from .compile import Compiled, compiled_once
-from .geometry import STATE_BYTES, Plan
+from .geometry import Plan
 from .looks import measuring, merging
 from .measured import measured_rows
 from .numbers import NUMBERS
+from .parts import STATE_BYTES
 
 
 def room_for(parts: int) -> array[float]:

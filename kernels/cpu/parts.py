@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 # What a thread is worth waking for, and what stays in a second-level cache.
 PART = 1 << 15
+# Of one, whose moments are under way or known: three float64.
+STATE_BYTES = 24
 
 
 class Parts(NamedTuple):

@@ -391,20 +391,20 @@ def test_threads_get_strips_of_their_own_only_if_those_are_long() -> None:
 
 
 def test_time_is_cut_only_where_there_are_too_few_rows_for_the_threads() -> None:
-    assert cut_time(100_000, tasks=1, parts=2, stride=16).pieces == 2
-    assert cut_time(100_000, tasks=3, parts=2, stride=16).pieces == 2
-    assert cut_time(100_000, tasks=6, parts=4, stride=16).pieces == 2
-    assert cut_time(100_000, tasks=2, parts=2, stride=16).pieces == 1
-    assert cut_time(100_000, tasks=9, parts=2, stride=16).pieces == 1
-    assert cut_time(100_000, tasks=1, parts=0, stride=16).pieces == 1
-    assert cut_time(3000, tasks=1, parts=8, stride=16).pieces == 1
+    assert cut_time(100_000, tasks=1, shares=2, stride=16).pieces == 2
+    assert cut_time(100_000, tasks=3, shares=2, stride=16).pieces == 2
+    assert cut_time(100_000, tasks=6, shares=4, stride=16).pieces == 2
+    assert cut_time(100_000, tasks=2, shares=2, stride=16).pieces == 1
+    assert cut_time(100_000, tasks=9, shares=2, stride=16).pieces == 1
+    assert cut_time(100_000, tasks=1, shares=0, stride=16).pieces == 1
+    assert cut_time(3000, tasks=1, shares=8, stride=16).pieces == 1
 
 
 @pytest.mark.parametrize("stride", [1, 3, 5, 16])
 @pytest.mark.parametrize("steps", [1, 2, 15, 16, 17, 4096, 4099, 100_000])
 def test_pieces_and_their_marks_cover_every_step_once(steps: int, stride: int) -> None:
-    for parts in range(9):
-        cut = cut_time(steps, 1, parts, stride)
+    for shares in range(9):
+        cut = cut_time(steps, 1, shares, stride)
         rest = steps - steps % stride
         assert cut.piece == cut.every * cut.marks and cut.every % stride == 0
         assert (cut.pieces - 1) * cut.piece < max(1, rest) and rest <= cut.pieces * cut.piece

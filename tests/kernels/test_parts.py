@@ -133,14 +133,19 @@ def test_moments_are_those_of_the_result_whatever_its_size(dtype: torch.dtype, s
         torch.testing.assert_close(moments, by_definition(x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("time_dim", [-1, -2])
-def test_numbers_whose_mean_wanders_far_off_are_looked_at_again(small_parts: None, time_dim: int) -> None:
-    """About the mean of the first few of a part the sums of squares would lose twelve digits."""
-    shape = (6, 600) if time_dim == -1 else (600, 70)
-    x = 1e6 * (torch.arange(600) == 599).double()
-    x = x.expand(shape) if time_dim == -1 else x.unsqueeze(-1).expand(shape)
-    x = x + torch.randn(shape, dtype=torch.float64)
-    torch.testing.assert_close(gae(x, time_dim)[1], by_definition(x), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize(("shape", "time_dim"), [((3, 40_000), -1), ((90, 600), -1), ((600, 90), -2), ((2100, 16), -2)])
+def test_numbers_far_from_zero_lose_no_digits(shape: tuple[int, ...], time_dim: int) -> None:
+    """Sums of their own squares would lose twelve of sixteen."""
+    x = 1e6 + torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(gae(x, time_dim)[1], by_definition(x), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("extreme", [1.0, 1e9])
+def test_a_part_that_begins_far_from_its_mean_loses_few_digits(extreme: float) -> None:
+    """The fewest lanes that make a strip, one of which begins as far from all others as numbers can be."""
+    x = torch.randn(parts.PART // 8, 8, dtype=torch.float64)
+    x[-1, 0] = extreme
+    torch.testing.assert_close(gae(x, -2)[1], by_definition(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("extreme", [1e200, -1e200, math.inf, math.nan])
